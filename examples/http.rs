@@ -1,0 +1,51 @@
+//! An HTTP server that is replaced while it runs, on hyper and tokio.
+//!
+//! Start a version, and look at what answers:
+//!
+//! ```text
+//! cargo run --example http -- --control /run/user/$UID/shop.sock --listen 127.0.0.1:8080 --app-version 1
+//! curl http://127.0.0.1:8080/
+//! ```
+//!
+//! Then, in a second shell, start the next one beside it. It takes over; the first one finishes what it has in flight
+//! and exits:
+//!
+//! ```text
+//! cargo run --example http -- --control /run/user/$UID/shop.sock --listen 127.0.0.1:8080 --app-version 2
+//! ```
+//!
+//! Try it with `curl "http://127.0.0.1:8080/slow?ms=5000"` under way, with `--warm-up 10s` and a Ctrl-C in it, and the
+//! other way round: version 1 may follow version 2. `RUST_LOG=info` shows what heirloom does meanwhile.
+//!
+//! `support/service.rs` is the server; `blue_green` puts it under load.
+#![allow(clippy::print_stdout, reason = "a program prints")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[path = "support/args.rs"]
+mod args;
+#[path = "support/failure.rs"]
+mod failure;
+#[path = "support/service.rs"]
+mod service;
+
+/// An HTTP server that its next version replaces while it runs
+#[derive(Debug, Parser)]
+#[command(name = "http")]
+struct Cli {
+    #[command(flatten)]
+    server: args::ServerArgs,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    env_logger::init();
+    let Cli { server } = Cli::parse();
+    let version = server.app_version.clone();
+    let pid = std::process::id();
+    let tell = move |step| println!("version {version} (pid {pid}): {step}");
+
+    failure::exit_code("http", service::serve(&server, service::signalled(), tell).await)
+}

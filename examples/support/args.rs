@@ -1,0 +1,45 @@
+//! The command line that every example server understands.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use heirloom::Handoff;
+use jiff::SignedDuration;
+
+/// What a server is told: where the service is, and which version of it this is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// Control socket of the service: the same for all its versions, in a folder of its user alone
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+
+    /// Address to serve at; a later version receives the listener and binds only an address that changed
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: SocketAddr,
+
+    /// What this version calls itself, here and in its answers
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) app_version: String,
+
+    /// How long this version may finish what it has in flight once the next one serves
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(crate) drain: Duration,
+
+    /// How long this version pretends to load something before it can serve
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub(crate) warm_up: Duration,
+}
+
+impl ServerArgs {
+    /// The handoff that these arguments describe, with nothing done yet.
+    pub(crate) fn handoff(&self) -> Handoff {
+        Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain)
+    }
+}
+
+/// Reads a duration as people write it: `500ms`, `5s`, `1m 30s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let signed: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}

@@ -1,0 +1,293 @@
+//! HTTP clients that load a service at a fixed rate and count what a client would notice.
+//!
+//! The load is open: each client sends by a schedule that does not wait for the server, and each latency counts from
+//! the moment at which the request was *due*. A server that stops for a second is charged for all that should have
+//! happened in it, and not for one slow answer only.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONNECTION, HOST, HeaderMap};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::clock::{self, Metronome};
+use crate::failure::Failure;
+
+/// What to load, and how much.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) address: SocketAddr,
+    /// Requests a second, of all clients together.
+    pub(crate) rate: u32,
+    /// Clients that keep one connection each, for as long as the server lets them.
+    pub(crate) keep_alive: u32,
+    /// Clients that open a connection for each request.
+    pub(crate) new_connection: u32,
+}
+
+/// The running load.
+#[derive(Debug)]
+pub(crate) struct Load {
+    ledger: Arc<Ledger>,
+    clients: JoinSet<()>,
+    metronome: Metronome,
+    since: Duration,
+}
+
+impl Load {
+    /// Starts all clients, which take turns in the schedule.
+    pub(crate) fn start(plan: Plan) -> io::Result<Load> {
+        let ledger = Arc::new(Ledger::new().map_err(io::Error::other)?);
+        let (metronome, beats) = Metronome::start(plan.rate, plan.keep_alive + plan.new_connection)?;
+        let mut clients = JoinSet::new();
+        for (n, beats) in (0..).zip(beats) {
+            let client = Client { address: plan.address, keeps: n < plan.keep_alive, kept: None };
+            clients.spawn(client.run(beats, Arc::clone(&ledger)));
+        }
+        Ok(Load { ledger, clients, metronome, since: clock::now() })
+    }
+
+    /// Counts the requests from now on as touched by a takeover.
+    pub(crate) fn takeover_begins(&self) {
+        let mut count = self.ledger.count();
+        count.in_takeover = true;
+        count.slowest = Duration::ZERO;
+    }
+
+    /// Counts the requests from now on as calm again, and tells the longest latency of this takeover.
+    pub(crate) fn takeover_ends(&self) -> Duration {
+        let mut count = self.ledger.count();
+        count.in_takeover = false;
+        count.slowest
+    }
+
+    /// Waits for the first answer of a version and tells when it came.
+    pub(crate) async fn first_answer(&self, version: &str) -> Duration {
+        let mut firsts = self.ledger.firsts.subscribe();
+        match firsts.wait_for(|firsts| firsts.contains_key(version)).await {
+            Ok(firsts) => firsts[version],
+            Err(_) => unreachable!("the ledger holds the sender, and this holds the ledger"),
+        }
+    }
+
+    /// Lets each client make the requests that are due, and tells what was counted.
+    pub(crate) async fn finish(mut self) -> Tally {
+        self.metronome.stop();
+        let time = clock::now() - self.since;
+        let all = async { while self.clients.join_next().await.is_some() {} };
+        let late = timeout(FINISH_WITHIN, all).await.is_err();
+
+        let mut tally = self.ledger.count().tally.clone();
+        tally.time = time;
+        if late {
+            // The service hangs, and each of them waits in vain for one answer after the other.
+            tally.failed += 1;
+            tally.failures.push("the clients could not make all requests in time".to_owned());
+        }
+        tally
+    }
+}
+
+/// What all clients together have seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    /// How long there was load.
+    pub(crate) time: Duration,
+    /// Requests that were sent, or could not be.
+    pub(crate) requests: u64,
+    /// Those of them that got no whole, good answer.
+    pub(crate) failed: u64,
+    /// Those of the failed ones whose client keeps its connection.
+    pub(crate) failed_keep_alive: u64,
+    /// Good answers by the version that gave them.
+    pub(crate) by_version: BTreeMap<String, u64>,
+    /// The first few failures in words.
+    pub(crate) failures: Vec<String>,
+    /// Latencies of good answers away from takeovers, in microseconds.
+    pub(crate) calm: Histogram<u64>,
+    /// Latencies of good answers to requests that a takeover touched, in microseconds.
+    pub(crate) takeovers: Histogram<u64>,
+}
+
+/// How many failures are kept in words: enough to see a pattern in.
+const FAILURES_KEPT: usize = 10;
+
+/// A request without an answer for that long is given up and counted as failed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the clients may take for what is due at the end.
+const FINISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// What takes longer counts as this, in microseconds: a minute.
+const LONGEST_LATENCY: u64 = 60_000_000;
+
+/// Three digits: as exact as anybody reads a latency.
+const DIGITS: u8 = 3;
+
+/// Where the clients write down what they see.
+#[derive(Debug)]
+struct Ledger {
+    count: Mutex<Count>,
+    /// When each version answered first.
+    firsts: watch::Sender<BTreeMap<String, Duration>>,
+}
+
+#[derive(Debug)]
+struct Count {
+    tally: Tally,
+    in_takeover: bool,
+    slowest: Duration,
+}
+
+impl Ledger {
+    fn new() -> Result<Ledger, hdrhistogram::CreationError> {
+        let tally = Tally {
+            time: Duration::ZERO,
+            requests: 0,
+            failed: 0,
+            failed_keep_alive: 0,
+            by_version: BTreeMap::new(),
+            failures: Vec::new(),
+            calm: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
+            takeovers: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
+        };
+        let count = Mutex::new(Count { tally, in_takeover: false, slowest: Duration::ZERO });
+        Ok(Ledger { count, firsts: watch::Sender::default() })
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        // Numbers are whole after each addition, so they are worth reading even after a panic elsewhere.
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters one request, which was due at `due`; `touched` where a takeover was going on when it was sent.
+    fn enter(&self, client: &Client, due: Duration, touched: bool, answer: Result<String, Failure>) {
+        let at = clock::now();
+        let latency = at - due;
+        let mut count = self.count();
+        let touched = touched || count.in_takeover;
+        count.tally.requests += 1;
+        match answer {
+            Ok(version) => {
+                if touched {
+                    count.slowest = count.slowest.max(latency);
+                    count.tally.takeovers.saturating_record(micros(latency));
+                } else {
+                    count.tally.calm.saturating_record(micros(latency));
+                }
+                let answers = count.tally.by_version.entry(version.clone()).or_default();
+                *answers += 1;
+                if *answers == 1 {
+                    self.firsts.send_modify(|firsts| {
+                        firsts.insert(version, at);
+                    });
+                }
+            }
+            Err(error) => {
+                count.tally.failed += 1;
+                count.tally.failed_keep_alive += u64::from(client.keeps);
+                if count.tally.failures.len() < FAILURES_KEPT {
+                    let kind = if client.keeps { "keep-alive" } else { "new connection" };
+                    let when = if touched { "in a takeover" } else { "in a calm stretch" };
+                    count.tally.failures.push(format!("{kind}, {when}: {}", in_full(&*error)));
+                }
+            }
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// An error with all its causes: hyper's own words alone say little.
+fn in_full(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// One client, with at most one request under way.
+#[derive(Debug)]
+struct Client {
+    address: SocketAddr,
+    /// Whether it uses a connection for as long as the server lets it.
+    keeps: bool,
+    kept: Option<Sender>,
+}
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+impl Client {
+    async fn run(mut self, mut beats: UnboundedReceiver<Duration>, ledger: Arc<Ledger>) {
+        while let Some(due) = beats.recv().await {
+            let touched = ledger.count().in_takeover;
+            let answer = match timeout(ANSWER_WITHIN, self.ask()).await {
+                Ok(answer) => answer,
+                Err(_) => Err(format!("no answer within {ANSWER_WITHIN:?}").into()),
+            };
+            ledger.enter(&self, due, touched, answer);
+        }
+    }
+
+    /// Makes one request and tells which version answered.
+    ///
+    /// A kept connection is used without a look at whether it still stands, and nothing is tried twice: what a smart
+    /// pool would hide from its user is what is counted here.
+    async fn ask(&mut self) -> Result<String, Failure> {
+        let mut sender = match self.kept.take() {
+            Some(sender) => sender,
+            None => connect(self.address).await?,
+        };
+        let mut request = Request::get("/").header(HOST, self.address.to_string());
+        if !self.keeps {
+            // It is the server that closes then, so that neither side has to cut anything off.
+            request = request.header(CONNECTION, "close");
+        }
+        sender.ready().await.map_err(|_| "the server had closed the connection")?;
+        let response = sender.send_request(request.body(Empty::new())?).await?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("answered with {}", response.status()).into());
+        }
+        let closes = says_close(response.headers());
+        let body = response.into_body().collect().await?.to_bytes();
+        let answer: Answer = serde_json::from_slice(&body)?;
+        if self.keeps && !closes {
+            self.kept = Some(sender);
+        }
+        Ok(answer.version)
+    }
+}
+
+/// What of the service's answer matters here.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    version: String,
+}
+
+async fn connect(address: SocketAddr) -> Result<Sender, Failure> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    // It ends with its sender or with the server; an error of it reaches the request that it hits.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+}

@@ -1,0 +1,349 @@
+//! The tokio face. Dropping any of its futures cancels what it waited for, and leaves nothing behind.
+//!
+//! A duplicate of the handoff's descriptor is registered with the runtime: no thread, no timer of tokio's, no channel.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::drain::Summary;
+use crate::error::{Error, Result};
+use crate::handoff::{Handoff, Stopper};
+use crate::protocol::predecessor::Reason;
+use crate::serving::{Event, Lease};
+use crate::sys;
+
+/// Starts: as the successor of the process that serves, or as the first.
+///
+/// # Errors
+/// As for [`Handoff::start`].
+pub async fn start(handoff: Handoff) -> Result<Starting> {
+    let mut joining = handoff.begin()?;
+    let mut waiter = Waiter::on(&joining)?;
+    loop {
+        if joining.process()? {
+            match joining.started() {
+                Ok(inner) => return Ok(Starting { inner, waiter }),
+                Err(early) => joining = early,
+            }
+        }
+        waiter.readable().await?;
+    }
+}
+
+/// A process that claims names and warms up; see [`crate::Starting`].
+#[derive(Debug)]
+pub struct Starting {
+    inner: crate::Starting,
+    waiter: Waiter,
+}
+
+impl Starting {
+    /// The value behind this face: for everything that does not wait.
+    pub fn inner(&mut self) -> &mut crate::Starting {
+        &mut self.inner
+    }
+
+    /// The TCP listener of that name; see [`crate::Starting::tcp_listener`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tcp_listener(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<TcpListener> {
+        let shared = self.inner().tcp_listener(name, address)?;
+        Ok(TcpListener { io: registered(shared)? })
+    }
+
+    /// The Unix stream listener of that name; see [`crate::Starting::unix_listener`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unix_listener(&mut self, name: &str, path: impl AsRef<Path>) -> Result<UnixListener> {
+        let shared = self.inner().unix_listener(name, path)?;
+        Ok(UnixListener { io: registered(shared)? })
+    }
+
+    /// Runs a future, a warm-up for example, while the control socket is answered and the predecessor is heard.
+    ///
+    /// # Errors
+    /// The end of the attempt; then the future is dropped.
+    pub async fn during<F: Future>(&mut self, future: F) -> Result<F::Output> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            self.inner.process()?;
+            match race(self.waiter.readable(), future.as_mut()).await {
+                Either::First(ready) => ready?,
+                Either::Second(output) => return Ok(output),
+            }
+        }
+    }
+
+    /// Says that this process is ready, and waits until it owns.
+    ///
+    /// # Errors
+    /// As for [`crate::Starting::ready`].
+    pub async fn ready(self) -> Result<Serving> {
+        let mut committing = self.inner.begin_ready()?;
+        let mut waiter = self.waiter;
+        loop {
+            if committing.process()? {
+                match committing.serving() {
+                    Ok(inner) => return Ok(Serving { inner, waiter }),
+                    Err(early) => committing = early,
+                }
+            }
+            waiter.readable().await?;
+        }
+    }
+}
+
+/// The owner of the service; see [`crate::Serving`].
+#[derive(Debug)]
+pub struct Serving {
+    inner: crate::Serving,
+    waiter: Waiter,
+}
+
+impl Serving {
+    /// The value behind this face: for everything that does not wait.
+    pub fn inner(&mut self) -> &mut crate::Serving {
+        &mut self.inner
+    }
+
+    /// The generation that this process owns, or owned last.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.inner.generation()
+    }
+
+    /// Counts as in flight until it is dropped.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.inner.lease()
+    }
+
+    /// A handle that asks this process to leave, from any thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.inner.stopper()
+    }
+
+    /// The next event, where the accept loop is somebody else's. Safe to cancel.
+    ///
+    /// # Errors
+    /// As for [`crate::Serving::process`].
+    pub async fn event(&mut self) -> Result<Event> {
+        loop {
+            if let Some(event) = self.inner.process()? {
+                return Ok(event);
+            }
+            self.waiter.readable().await?;
+        }
+    }
+
+    /// The next connection; `None` when somebody else serves now, or a stop was asked for: then
+    /// [`drain`](Serving::drain). Safe to cancel.
+    ///
+    /// Standing by and resuming are dealt with in here, and [`Event::Release`] is answered at once: a program with
+    /// exclusive work uses [`event`](Serving::event).
+    ///
+    /// # Errors
+    /// As for [`crate::Serving::accept`].
+    pub async fn accept<L: Accept>(&mut self, listener: &L) -> Result<Option<(L::Stream, L::Address)>> {
+        loop {
+            while let Some(event) = self.inner.process()? {
+                if event == Event::Release {
+                    self.inner.released()?;
+                }
+            }
+            let accepted = match self.inner.left() {
+                Some(Reason::Successor) => return Ok(None),
+                // Nobody comes after this process: what waits in the queue is served before it closes.
+                Some(_) => match listener.accept_now() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    accepted => accepted,
+                },
+                None => match race(self.waiter.readable(), listener.accept()).await {
+                    Either::First(ready) => {
+                        ready?;
+                        continue;
+                    }
+                    Either::Second(accepted) => accepted,
+                },
+            };
+            match accepted {
+                Ok(accepted) => return Ok(Some(accepted)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => return Err(Error::io("accept a connection", error)),
+                },
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight any more, or until the drain deadline; see [`crate::Serving::drain`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn drain(self) -> Result<Drained> {
+        let mut draining = self.inner.begin_drain()?;
+        let mut waiter = self.waiter;
+        loop {
+            if draining.process()? {
+                match draining.drained() {
+                    Ok(crate::Drained::Done(summary)) => return Ok(Drained::Done(summary)),
+                    Ok(crate::Drained::Resumed(inner)) => return Ok(Drained::Resumed(Serving { inner, waiter })),
+                    Err(early) => draining = early,
+                }
+            }
+            waiter.readable().await?;
+        }
+    }
+}
+
+/// What a drain came to; see [`crate::Drained`].
+#[derive(Debug)]
+#[must_use = "a service may have come back: accept again"]
+pub enum Drained {
+    /// Nothing is left to do: exit.
+    Done(Summary),
+    /// The successor died, and this process owns again. Accept.
+    Resumed(Serving),
+}
+
+/// A listener that [`Serving::accept`] knows how to accept from.
+#[allow(async_fn_in_trait, reason = "sealed by its use: callers never name the future")]
+pub trait Accept {
+    /// What an accepted connection is.
+    type Stream;
+    /// Where it comes from.
+    type Address;
+
+    /// Waits for a connection. Safe to cancel.
+    ///
+    /// # Errors
+    /// Whatever accept(2) says.
+    async fn accept(&self) -> io::Result<(Self::Stream, Self::Address)>;
+
+    /// accept(2), without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing waits; whatever accept(2) says.
+    fn accept_now(&self) -> io::Result<(Self::Stream, Self::Address)>;
+}
+
+/// A TCP listener, registered with the runtime. Clones share the registration and the one descriptor.
+#[derive(Clone, Debug)]
+pub struct TcpListener {
+    io: Arc<AsyncFd<Arc<std::net::TcpListener>>>,
+}
+
+impl TcpListener {
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// Whatever getsockname(2) says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.get_ref().local_addr()
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+    type Address = SocketAddr;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
+        Ok((tcp(stream)?, address))
+    }
+
+    fn accept_now(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.io.get_ref().accept()?;
+        Ok((tcp(stream)?, address))
+    }
+}
+
+fn tcp(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
+}
+
+/// A Unix stream listener, registered with the runtime. Clones share the registration and the one descriptor.
+#[derive(Clone, Debug)]
+pub struct UnixListener {
+    io: Arc<AsyncFd<Arc<std::os::unix::net::UnixListener>>>,
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+    type Address = std::os::unix::net::SocketAddr;
+
+    async fn accept(&self) -> io::Result<(UnixStream, std::os::unix::net::SocketAddr)> {
+        let (stream, address) = self.io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
+        Ok((unix(stream)?, address))
+    }
+
+    fn accept_now(&self) -> io::Result<(UnixStream, std::os::unix::net::SocketAddr)> {
+        let (stream, address) = self.io.get_ref().accept()?;
+        Ok((unix(stream)?, address))
+    }
+}
+
+fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Whichever is ready first; the first is asked first. tokio's macro for this would bring a proc-macro crate along.
+async fn race<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> Either<A, B> {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = first.as_mut().poll(context) {
+            return Poll::Ready(Either::First(output));
+        }
+        second.as_mut().poll(context).map(Either::Second)
+    })
+    .await
+}
+
+/// The handoff's descriptor, registered with the runtime: a duplicate, so that the stages can be moved and lent freely.
+#[derive(Debug)]
+struct Waiter {
+    io: AsyncFd<OwnedFd>,
+}
+
+impl Waiter {
+    fn on(stage: &impl AsFd) -> Result<Waiter> {
+        let registering = |error| Error::io("register with the runtime", error);
+        let duplicate = stage.as_fd().try_clone_to_owned().map_err(registering)?;
+        Ok(Waiter { io: sys::register(duplicate).map_err(registering)? })
+    }
+
+    /// Waits until the handoff has something to do. The readiness is taken back before it is processed: whatever comes
+    /// later is a new edge.
+    async fn readable(&mut self) -> Result<()> {
+        let ready = self.io.readable().await;
+        let mut guard = ready.map_err(|error| Error::io("wait for the runtime", error))?;
+        guard.clear_ready();
+        Ok(())
+    }
+}
+
+fn registered<T: AsFd>(listener: Arc<T>) -> Result<Arc<AsyncFd<Arc<T>>>>
+where
+    Arc<T>: AsRawFd,
+{
+    sys::register(listener).map(Arc::new).map_err(|error| Error::io("register with the runtime", error))
+}

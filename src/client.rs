@@ -1,0 +1,167 @@
+//! A control client: asks an owner, and changes nothing but where it asks for a stop.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::connection::{Connection, Flush, Incoming};
+use crate::control::{self, Connect};
+use crate::error::{Error, Result};
+use crate::fdpass::Receiver;
+use crate::protocol::message::{Ask, Message, Question};
+use crate::status::Status;
+
+/// The pause before another try where the owner's queue is full: the kernel has no event for that.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// A connection to the control socket of a service.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    receiver: Receiver,
+    timeout: Duration,
+    /// A status whose listeners are still coming.
+    partial: Option<Status>,
+}
+
+impl Client {
+    /// Connects. `timeout` bounds this and each later question.
+    ///
+    /// # Errors
+    /// [`Error::Nobody`] where nobody listens; [`Error::Deadline`] where the owner does not accept; [`Error::Path`].
+    pub fn connect(path: impl AsRef<Path>, timeout: Duration) -> Result<Client> {
+        let path = control::resolve(path.as_ref())?;
+        let end = Instant::now() + timeout;
+        loop {
+            match control::connect_now(&path)? {
+                Connect::Made(stream) => {
+                    let connection = Connection::new(stream, None);
+                    return Ok(Client { connection, receiver: Receiver::new(), timeout, partial: None });
+                }
+                Connect::Unreachable => return Err(Error::Nobody { path }),
+                Connect::Full if Instant::now() < end => {
+                    // Without descriptors poll(2) only waits.
+                    let _ = poll(&mut [], PollTimeout::try_from(FULL_PAUSE).unwrap_or(PollTimeout::ZERO));
+                }
+                Connect::Full => return Err(Error::Deadline { waiting_for: "the owner to accept", after: timeout }),
+            }
+        }
+    }
+
+    /// Asks for a status.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Deadline`], [`Error::LinkLost`], [`Error::Misbehaved`].
+    pub fn status(&mut self) -> Result<Status> {
+        self.ask(Question::Status)?;
+        self.next(Some(self.timeout))?.ok_or(Error::Deadline { waiting_for: "a status", after: self.timeout })
+    }
+
+    /// Asks for a status now and after each change; [`next`](Client::next) gives them.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status).
+    pub fn watch(&mut self) -> Result<()> {
+        self.ask(Question::Watch)
+    }
+
+    /// The next status of a watch; `None` where `within` passed without one. Without a limit it waits.
+    ///
+    /// # Errors
+    /// [`Error::LinkLost`] where the process that was watched is gone; otherwise as for [`status`](Client::status).
+    pub fn next(&mut self, within: Option<Duration>) -> Result<Option<Status>> {
+        let end = within.map(|within| Instant::now() + within);
+        loop {
+            let message = match self.receive(end) {
+                Err(Error::Deadline { .. }) => return Ok(None),
+                received => received?,
+            };
+            match (message, &mut self.partial) {
+                (Message::Status(status), _) => self.partial = Some(status),
+                (Message::Listeners(list), Some(status)) => status.listeners.extend(list.listeners),
+                (Message::Refused(why), _) => return Err(Error::Refused(why)),
+                (Message::Done(_) | Message::Unknown(_), _) => continue,
+                (message, _) => return Err(unexpected(&message)),
+            }
+            let whole = self.partial.take_if(|status| status.listeners.len() >= status.listener_count as usize);
+            if whole.is_some() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// Asks the owner to leave without a successor. It answers when it has begun; watch it to see it go.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status).
+    pub fn stop(&mut self) -> Result<()> {
+        self.ask(Question::Stop)?;
+        let end = Instant::now() + self.timeout;
+        loop {
+            match self.receive(Some(end))? {
+                Message::Done(_) => return Ok(()),
+                Message::Refused(why) => return Err(Error::Refused(why)),
+                Message::Status(_) | Message::Listeners(_) | Message::Unknown(_) => {}
+                message => return Err(unexpected(&message)),
+            }
+        }
+    }
+
+    fn ask(&mut self, question: Question) -> Result<()> {
+        self.connection.send(&Ask { question }.into());
+        let end = Instant::now() + self.timeout;
+        loop {
+            match self.connection.flush() {
+                Flush::Empty => return Ok(()),
+                // It may have said why before it hung up.
+                Flush::Broken => return Ok(()),
+                Flush::Blocked | Flush::Crowded => self.wait(PollFlags::POLLOUT, Some(end))?,
+            }
+        }
+    }
+
+    fn receive(&mut self, end: Option<Instant>) -> Result<Message> {
+        loop {
+            match self.connection.read(&mut self.receiver) {
+                Incoming::Frame(frame, _) => {
+                    return Message::decode(&frame).map_err(|fault| Error::Misbehaved(fault.to_string()));
+                }
+                Incoming::Blocked => self.wait(PollFlags::POLLIN, end)?,
+                Incoming::End => return Err(Error::LinkLost),
+                Incoming::Fault(what) => return Err(Error::Misbehaved(what)),
+                Incoming::NoRoom => return Err(Error::Misbehaved("descriptors where none belong".to_owned())),
+            }
+        }
+    }
+
+    fn wait(&self, flags: PollFlags, end: Option<Instant>) -> Result<()> {
+        let timeout = match end {
+            None => PollTimeout::NONE,
+            Some(end) => {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Error::Deadline { waiting_for: "the owner", after: self.timeout });
+                }
+                // Rounded up, so that the last round does not spin.
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(self.as_fd(), flags)], timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Error::io("wait for the owner", errno)),
+        }
+    }
+}
+
+impl AsFd for Client {
+    /// Readable when the owner has said something. Never read from it: it has frames of its own.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.stream().as_fd()
+    }
+}
+
+fn unexpected(message: &Message) -> Error {
+    Error::Misbehaved(format!("{} as an answer", message.word()))
+}

@@ -1,0 +1,197 @@
+//! One control connection: frames in, frames out, nothing of what they mean.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::fdpass::{self, Receiver};
+use crate::protocol::message::Message;
+use crate::shared::SharedFd;
+use crate::wire::{Assembler, Frame, Header};
+
+/// The most unsent bytes for a client that only asks; beyond it the client reads nothing and is let go.
+const MAX_BACKLOG: usize = 1024 * 1024;
+
+/// Bytes that wait to be written, or a header with descriptors.
+#[derive(Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    written: usize,
+    /// Kept open until the kernel has them.
+    descriptors: Vec<SharedFd>,
+}
+
+/// What reading brought.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// A whole frame, with the descriptors that rode on its header.
+    Frame(Frame, Vec<OwnedFd>),
+    /// Nothing more at the moment.
+    Blocked,
+    /// The other side has closed, or the connection broke.
+    End,
+    /// Not a frame of this protocol.
+    Fault(String),
+    /// The kernel had no room for the descriptors and dropped some; the rest is closed.
+    NoRoom,
+}
+
+/// What writing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// Everything is written.
+    Empty,
+    /// The socket is full; the poller tells when it is not.
+    Blocked,
+    /// Too many descriptors of this user are in flight; no event tells when that has passed.
+    Crowded,
+    /// The connection broke.
+    Broken,
+}
+
+/// A connection, non-blocking, with its queue.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: UnixStream,
+    assembler: Assembler,
+    /// Descriptors of the header whose body is still coming.
+    arrived: Vec<OwnedFd>,
+    outgoing: VecDeque<Chunk>,
+    sequence: u32,
+    /// When this peer last said something.
+    pub(crate) heard: Instant,
+    /// Wants a status after each change.
+    pub(crate) watch: bool,
+    /// A change happened while the queue was not empty.
+    pub(crate) stale: bool,
+    /// Close once everything is written.
+    pub(crate) closing: bool,
+    /// The process at the other end, where the kernel tells.
+    pub(crate) pidfd: Option<OwnedFd>,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: UnixStream, pidfd: Option<OwnedFd>) -> Connection {
+        Connection {
+            stream,
+            assembler: Assembler::default(),
+            arrived: Vec::new(),
+            outgoing: VecDeque::new(),
+            sequence: 0,
+            heard: Instant::now(),
+            watch: false,
+            stale: false,
+            closing: false,
+            pidfd,
+        }
+    }
+
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Reads up to one frame.
+    pub(crate) fn read(&mut self, receiver: &mut Receiver) -> Incoming {
+        loop {
+            let at_start = self.assembler.at_header_start();
+            let received = match receiver.receive(&self.stream, self.assembler.space()) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Incoming::Blocked,
+                // ECONNRESET comes after the last words of a peer that died with unread bytes: they were read above.
+                Err(_) => return Incoming::End,
+            };
+            if received.truncated {
+                return Incoming::NoRoom;
+            }
+            if !received.descriptors.is_empty() {
+                if !at_start || !self.arrived.is_empty() {
+                    return Incoming::Fault("descriptors in the middle of a frame".to_owned());
+                }
+                self.arrived = received.descriptors;
+            }
+            if received.bytes == 0 {
+                return Incoming::End;
+            }
+            match self.assembler.advance(received.bytes) {
+                Ok(Some(frame)) => {
+                    self.heard = Instant::now();
+                    let descriptors = std::mem::take(&mut self.arrived);
+                    if descriptors.len() != usize::from(frame.header.descriptors) {
+                        let (want, have) = (frame.header.descriptors, descriptors.len());
+                        return Incoming::Fault(format!("{have} descriptors where the header says {want}"));
+                    }
+                    return Incoming::Frame(frame, descriptors);
+                }
+                Ok(None) => {}
+                Err(fault) => return Incoming::Fault(fault.to_string()),
+            }
+        }
+    }
+
+    /// Queues a message.
+    pub(crate) fn send(&mut self, message: &Message) {
+        let body = message.body();
+        let header = self.header(message.kind(), 0, body.len());
+        let mut bytes = Vec::with_capacity(header.len() + body.len());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&body);
+        // Small messages that follow each other leave in one system call.
+        match self.outgoing.back_mut() {
+            Some(last) if last.descriptors.is_empty() => last.bytes.extend_from_slice(&bytes),
+            _ => self.outgoing.push_back(Chunk { bytes, written: 0, descriptors: Vec::new() }),
+        }
+    }
+
+    /// Queues a header with descriptors, at most 253.
+    pub(crate) fn send_descriptors(&mut self, descriptors: Vec<SharedFd>) {
+        let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
+        let bytes = self.header(Message::Descriptors(count).kind(), count, 0).to_vec();
+        self.outgoing.push_back(Chunk { bytes, written: 0, descriptors });
+    }
+
+    fn header(&mut self, kind: u8, descriptors: u16, body: usize) -> [u8; crate::wire::HEADER] {
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        let body = u32::try_from(body).unwrap_or(u32::MAX);
+        Header { kind, flags: 0, descriptors, body, sequence }.encode()
+    }
+
+    /// Writes as much as the socket takes.
+    pub(crate) fn flush(&mut self) -> Flush {
+        while let Some(chunk) = self.outgoing.front_mut() {
+            let sent = if chunk.descriptors.is_empty() {
+                fdpass::send_bytes(&self.stream, &chunk.bytes[chunk.written..])
+            } else {
+                let descriptors: Vec<BorrowedFd<'_>> = chunk.descriptors.iter().map(AsFd::as_fd).collect();
+                fdpass::send_descriptors(&self.stream, &chunk.bytes, &descriptors).map(|()| chunk.bytes.len())
+            };
+            match sent {
+                Ok(count) => chunk.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
+                Err(error) if error.raw_os_error() == Some(nix::libc::ETOOMANYREFS) => return Flush::Crowded,
+                Err(_) => return Flush::Broken,
+            }
+            if chunk.written == chunk.bytes.len() {
+                self.outgoing.pop_front();
+            }
+        }
+        Flush::Empty
+    }
+
+    /// Forgets what cannot be written any more.
+    pub(crate) fn discard_outgoing(&mut self) {
+        self.outgoing.clear();
+    }
+
+    /// Whether something waits to be written.
+    pub(crate) fn is_writing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether this peer lets more pile up than a client may.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.outgoing.iter().map(|chunk| chunk.bytes.len()).sum::<usize>() > MAX_BACKLOG
+    }
+}

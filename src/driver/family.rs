@@ -1,0 +1,165 @@
+//! What the generations of one service share: lease, locks, control listener.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::error::{Error, Result};
+use crate::lock;
+use crate::lock::{Content, LockDescription};
+use crate::protocol::predecessor::Claim;
+use crate::protocol::successor::Lock;
+
+/// How often a shared lock on byte 1 is tried while somebody looks at it exclusively, which takes microseconds.
+const JOIN_TRIES: u32 = 10_000;
+
+/// The family's descriptors, as far as this process has them.
+#[derive(Debug, Default)]
+pub(super) struct Family {
+    /// flock(2), shared by all generations, only ever closed.
+    pub(super) lease: Option<Arc<File>>,
+    /// This process's own description for bytes 0 and 1.
+    pub(super) lock: Option<LockDescription>,
+    /// The control listener, which travels.
+    pub(super) control: Option<Arc<UnixListener>>,
+    /// Whether the control listener is registered.
+    pub(super) accepting: bool,
+    /// The backlog of the control listener.
+    pub(super) backlog: u32,
+    /// Device and inode of the control path, as its maker recorded them.
+    pub(super) inode: Option<(u64, u64)>,
+    /// Tells when the folder changes.
+    pub(super) folder: Option<Inotify>,
+    /// This process made the control path, and has offered nothing to anybody: it may remove it again.
+    pub(super) founder: bool,
+}
+
+impl Family {
+    /// Takes what came in the first batch.
+    pub(super) fn receive(&mut self, lease: OwnedFd, description: OwnedFd, control: OwnedFd) {
+        self.lease = Some(Arc::new(File::from(lease)));
+        self.lock = Some(LockDescription::new(File::from(description)));
+        self.control = Some(Arc::new(UnixListener::from(control)));
+    }
+
+    /// Drops what belongs to the family: the locks are freed with it.
+    pub(super) fn clear(&mut self) {
+        *self = Family::default();
+    }
+
+    /// Opens a description for a successor: it may lack the right to open the file itself.
+    pub(super) fn description_for_heir(&self, path: &Path) -> io::Result<File> {
+        let lease = self.lease.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        LockDescription::open_anew(lease, path)
+    }
+
+    /// With the lease in hand: takes byte 1, byte 0, and writes the next generation. `None` where a lock is busy.
+    pub(super) fn found(&mut self, path: &Path) -> Result<Option<u64>> {
+        let doing = |what: &str| format!("{what} {}", path.display());
+        let description = self
+            .description_for_heir(path)
+            .map_err(|error| Error::io(doing("open"), error))
+            .map(LockDescription::new)?;
+        let taken = (|| {
+            if !description.bar_takeovers()? || !description.take_owner()? {
+                return Ok(None);
+            }
+            let generation = description.read()?.generation + 1;
+            description.write(Content { generation, nonce: 0 })?;
+            description.leave_takeover()?;
+            Ok(Some(generation))
+        })()
+        .map_err(|error: io::Error| Error::io(doing("lock"), error))?;
+        if taken.is_some() {
+            self.lock = Some(description);
+        }
+        Ok(taken)
+    }
+
+    /// Byte 1, shared.
+    pub(super) fn join_takeover(&self) -> io::Result<bool> {
+        let Some(lock) = &self.lock else { return Ok(false) };
+        for _ in 0..JOIN_TRIES {
+            if lock.join_takeover()? {
+                return Ok(true);
+            }
+            std::thread::yield_now();
+        }
+        Ok(false)
+    }
+
+    pub(super) fn leave_takeover(&self) -> io::Result<()> {
+        self.lock.as_ref().map_or(Ok(()), LockDescription::leave_takeover)
+    }
+
+    pub(super) fn record(&self, generation: u64, nonce: u64) -> io::Result<()> {
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.write(Content { generation, nonce }))
+    }
+
+    pub(super) fn unlock(&self) -> io::Result<()> {
+        self.lock.as_ref().map_or(Ok(()), LockDescription::release_owner)
+    }
+
+    /// The commit: takes byte 0 and compares the file with what was offered. A nonce of 0 is a predecessor that called
+    /// this takeover off, or never wrote it down, and died: nobody else was under way.
+    pub(super) fn commit(&self, generation: u64, nonce: u64) -> io::Result<Lock> {
+        let Some(lock) = &self.lock else { return Ok(Lock::Foreign) };
+        if !lock.take_owner()? {
+            return Ok(Lock::Busy);
+        }
+        let content = lock.read()?;
+        if content.generation == generation && (content.nonce == nonce || content.nonce == 0) {
+            return Ok(Lock::Taken);
+        }
+        lock.release_owner()?;
+        Ok(Lock::Foreign)
+    }
+
+    /// Takes byte 0 back; gives the generation that the file holds.
+    pub(super) fn reclaim(&self, claim: Claim) -> io::Result<Option<u64>> {
+        let Some(lock) = &self.lock else { return Ok(None) };
+        let barred = claim == Claim::Exclusive;
+        if barred && !lock.bar_takeovers()? {
+            return Ok(None);
+        }
+        let taken = lock.take_owner()?;
+        if barred {
+            lock.leave_takeover()?;
+        }
+        if taken { Ok(Some(lock.read()?.generation)) } else { Ok(None) }
+    }
+
+    /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.
+    /// What comes back keeps it.
+    pub(super) fn is_last(&mut self, path: &Path) -> Option<File> {
+        self.lease = None;
+        let file = lock::open_existing(path).ok()?;
+        let last = lock::try_lease(&file).ok()? && lock::is_at(&file, path).ok()?;
+        last.then_some(file)
+    }
+
+    /// Watches the folder for a removed control path. An owner without inotify does without.
+    pub(super) fn watch_folder(&mut self, path: &Path) {
+        let Some(folder) = path.parent() else { return };
+        let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_CREATE;
+        self.folder = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .and_then(|inotify| inotify.add_watch(folder, flags).map(|_| inotify))
+            .ok();
+    }
+
+    /// Whether something happened to this file name since the last look. A full queue of events counts as that.
+    pub(super) fn name_changed(&self, path: &Path) -> bool {
+        let Some(inotify) = &self.folder else { return false };
+        let mut changed = false;
+        while let Ok(events) = inotify.read_events() {
+            changed |=
+                events.iter().any(|event| event.name.as_deref().is_none_or(|name| Some(name) == path.file_name()));
+        }
+        changed
+    }
+}

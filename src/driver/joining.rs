@@ -1,0 +1,584 @@
+//! The way in: performs what starter and successor want, and turns what comes of it into their inputs.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{debug, info, warn};
+use mio::Interest;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{CONTROL, Driver, ELDER, FOLDER, Key, Notice, Work};
+use crate::control::{self, Connect};
+use crate::error::{Error, Refusal, Result};
+use crate::lock::{self, LockDescription, lock_path};
+use crate::manifest::{Check, Entry, Kind};
+use crate::protocol::message::{Message, Wants};
+use crate::protocol::predecessor::{self, Predecessor};
+use crate::protocol::starter::{self, Lease};
+use crate::protocol::successor::{self, Failure, Lock, Successor};
+use crate::protocol::{FAMILY_SLOTS, Timer};
+use crate::status::DrainStatus;
+use crate::table::{Descriptor, Held, Outcome};
+use crate::{listener, sys};
+
+/// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
+const HEADROOM: u64 = 32;
+/// How much longer or shorter than asked a pause of the starter is, in percent.
+const JITTER: u64 = 50;
+
+impl Driver {
+    pub(super) fn perform_starter(&mut self, out: Vec<starter::Output>) -> Result<()> {
+        for output in out {
+            match output {
+                starter::Output::Connect => {
+                    let input = match control::connect_now(&self.settings.path)? {
+                        Connect::Made(stream) => {
+                            self.check_peer(&stream)?;
+                            self.probe = Some(stream);
+                            starter::Input::Connected
+                        }
+                        Connect::Unreachable => {
+                            control::check_path(&self.settings.path, &self.settings.policy)?;
+                            if self.settings.wants == Wants::Rehearsal {
+                                return Err(Error::Nobody { path: self.settings.path.clone() });
+                            }
+                            starter::Input::Unreachable
+                        }
+                        Connect::Full => starter::Input::Full,
+                    };
+                    self.work.push_back(Work::Starter(input));
+                }
+                starter::Output::TakeLease => {
+                    let answer = self.take_lease()?;
+                    self.work.push_back(Work::Starter(starter::Input::Lease(answer)));
+                }
+                starter::Output::DropLease => self.family.clear(),
+                starter::Output::TakeLock => {
+                    let generation = self.family.found(&lock_path(&self.settings.path))?;
+                    if let Some(generation) = generation {
+                        self.become_owner(generation);
+                    }
+                    self.work.push_back(Work::Starter(starter::Input::Lock(generation.is_some())));
+                }
+                starter::Output::Join => self.join()?,
+                starter::Output::HangUp => self.probe = None,
+                starter::Output::Found => self.found()?,
+                starter::Output::Fail(failure) => {
+                    let error = self.starter_error(failure);
+                    self.notices.push_back(Notice::Failed(error));
+                }
+                starter::Output::Arm(timer, after) => {
+                    let after = if timer == Timer::Retry { jitter(after) } else { after };
+                    self.poller.arm(Key::Starter(timer), after);
+                }
+                starter::Output::Disarm(timer) => self.poller.disarm(Key::Starter(timer)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The process that listens must be one of ours: it is about to be trusted with descriptors and with what they say.
+    fn check_peer(&self, stream: &std::os::unix::net::UnixStream) -> Result<()> {
+        let (_, uid, gid) = control::peer_credentials(stream).map_err(|error| Error::io("ask who listens", error))?;
+        if self.settings.policy.admits(uid, gid) { Ok(()) } else { Err(Error::Stranger { uid }) }
+    }
+
+    fn take_lease(&mut self) -> Result<Lease> {
+        let path = lock_path(&self.settings.path);
+        let doing = |what: &str| format!("{what} {}", path.display());
+        let file = lock::open(&path, self.settings.policy.mode())
+            .map_err(|error| Error::io(doing("open the lock file"), error))?;
+        if lock::try_lease(&file).map_err(|error| Error::io(doing("lock"), error))? {
+            if !lock::is_at(&file, &path).map_err(|error| Error::io(doing("look at"), error))? {
+                return Ok(Lease::Replaced);
+            }
+            self.family.lease = Some(Arc::new(file));
+            return Ok(Lease::Taken);
+        }
+        let owned = LockDescription::new(file)
+            .is_held_elsewhere()
+            .map_err(|error| Error::io(doing("look at the locks of"), error))?;
+        Ok(Lease::Busy { owned })
+    }
+
+    fn starter_error(&self, failure: starter::Failure) -> Error {
+        match failure {
+            starter::Failure::Refused(why) => Error::Refused(why),
+            starter::Failure::Deadline => Error::Deadline {
+                waiting_for: "the service to start or to be taken over",
+                after: self.settings.deadlines.start,
+            },
+            starter::Failure::Occupied => Error::path(&self.settings.path, crate::error::PathProblem::Occupied),
+            starter::Failure::Orphaned => {
+                let pids = lock::open_existing(&lock_path(&self.settings.path))
+                    .map(|file| lock::holders(&file))
+                    .unwrap_or_default();
+                Error::Orphaned { pids }
+            }
+        }
+    }
+
+    /// Says `Hello` on the connection that the starter made.
+    fn join(&mut self) -> Result<()> {
+        let Some(stream) = self.probe.take() else { return Ok(()) };
+        let peer = self.add_peer(stream, None)?;
+        self.link = Some(peer);
+        self.manifest.clear();
+        self.arrived = 0;
+        let nonce = loop {
+            let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
+            // 0 in the lock file means that nobody is at it.
+            if nonce != 0 {
+                break nonce;
+            }
+        };
+        let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
+        let deadlines = self.settings.deadlines;
+        let mut out = Vec::new();
+        self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
+        self.perform_successor(out)
+    }
+
+    /// The first of its family: replaces what is stale at the path and answers there that it is starting.
+    fn found(&mut self) -> Result<()> {
+        let control = control::found(&self.settings.path, &self.settings.policy)?;
+        self.family.inode = listener::path_inode(&self.settings.path);
+        self.family.backlog = control::BACKLOG;
+        self.family.control = Some(Arc::new(control));
+        self.family.founder = true;
+        self.start_control();
+        info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
+        self.notices.push_back(Notice::Started);
+        Ok(())
+    }
+
+    /// This process holds byte 0: from here on it is the owner's machine that decides.
+    fn become_owner(&mut self, generation: u64) {
+        let mut predecessor = Predecessor::new(
+            generation,
+            self.table.len() as u32,
+            self.settings.exclusive,
+            self.settings.deadlines,
+            self.identity(),
+            control::BACKLOG,
+        );
+        predecessor.set_path_inode(self.family.inode);
+        self.predecessor = Some(predecessor);
+    }
+
+    /// Something of the predecessor: a message, or descriptors.
+    pub(super) fn from_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        let input = match message {
+            Message::Descriptors(count) => match self.keep(descriptors) {
+                Ok(()) => successor::Input::Arrived(u32::from(count)),
+                Err(why) => successor::Input::Lied(why),
+            },
+            Message::Draining(draining) => {
+                self.elder_tells(Some(draining.in_flight), draining.left_ms);
+                return;
+            }
+            Message::Bye(bye) => {
+                info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
+                self.elder_tells(Some(bye.in_flight), None);
+                return;
+            }
+            message => {
+                if let Message::Offer(offer) = &message {
+                    self.family.backlog = offer.backlog.unwrap_or(control::BACKLOG);
+                    self.family.inode = offer.path_inode;
+                }
+                successor::Input::Message(message)
+            }
+        };
+        self.work.push_back(Work::Successor(input));
+    }
+
+    fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
+        if let Some(elder) = &mut self.elder {
+            elder.in_flight = in_flight;
+            elder.left_ms = left_ms;
+        }
+    }
+
+    /// Checks descriptors against the manifest and keeps them.
+    fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        let mut descriptors = descriptors.into_iter();
+        let family = if self.settings.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS as usize };
+        if self.arrived == 0 && family > 0 {
+            let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
+                (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
+            else {
+                return Err(Refusal::new("protocol", "the first batch lacks what belongs to the family"));
+            };
+            self.poller
+                .watch(pidfd.as_fd(), ELDER, Interest::READABLE)
+                .map_err(|error| Refusal::new("mismatch", format!("the predecessor's pidfd is none: {error}")))?;
+            self.elder_pidfd = Some(pidfd);
+            self.family.receive(lease, lock, control);
+            self.check_family()?;
+            self.arrived = family;
+        }
+        for descriptor in descriptors {
+            let Some(entry) = self.manifest.get(self.arrived - family) else {
+                return Err(Refusal::new("protocol", "more descriptors than entries"));
+            };
+            let entry = entry.clone();
+            let checks = listener::examine(&entry, descriptor.as_fd(), self.namespace)
+                .map_err(|error| Refusal::new("mismatch", format!("cannot look at {:?}: {error}", entry.name)))?;
+            self.judge(&entry, &checks)?;
+            debug!("received {:?}", entry.name);
+            if entry.kind.listens() || matches!(entry.kind, Kind::Udp | Kind::UnixDatagram) {
+                // Only ever set: the mode is shared with the predecessor.
+                let _ = listener::set_nonblocking(descriptor.as_fd());
+            }
+            self.checks.insert(entry.name.clone(), checks);
+            self.table.insert(Held {
+                entry,
+                fd: Descriptor::Plain(Arc::new(descriptor)),
+                claimed: false,
+                silent: false,
+            });
+            self.arrived += 1;
+        }
+        Ok(())
+    }
+
+    /// The family's descriptors must be what they are called: a lock file that is the one at the path, and a socket
+    /// that listens.
+    fn check_family(&self) -> Result<(), Refusal> {
+        let lie = |what: &str| Err(Refusal::new("mismatch", what.to_owned()));
+        let (Some(lease), Some(control)) = (&self.family.lease, &self.family.control) else {
+            return lie("the family's descriptors are missing");
+        };
+        // Where this process cannot see the path, in another mount namespace, only the descriptor is true.
+        let path = lock_path(&self.settings.path);
+        if path.exists() && !lock::is_at(lease, &path).unwrap_or(false) {
+            return lie("the lease is not the lock file at the path");
+        }
+        match sys::socket_facts(control.as_fd()) {
+            Ok(facts) if facts.listening && facts.domain == nix::libc::AF_UNIX => Ok(()),
+            _ => lie("the control listener does not listen"),
+        }
+    }
+
+    /// Whether the checks of one descriptor let it in.
+    fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<(), Refusal> {
+        let lenient = self.settings.allow_foreign_network_namespace || self.settings.wants == Wants::Rehearsal;
+        for check in checks.iter().filter(|check| !check.ok) {
+            // The mode is set on arrival, so a predecessor that forgot it is no reason to stop.
+            if check.check == "non-blocking" || (check.check == "network-namespace" && lenient) {
+                continue;
+            }
+            if self.settings.wants == Wants::Rehearsal {
+                continue; // A look shows what is wrong; it takes nothing.
+            }
+            let code = if check.check == "network-namespace" { "foreign-namespace" } else { "mismatch" };
+            return Err(Refusal::new(
+                code,
+                format!("{:?}: {} should be {}, is {}", entry.name, check.check, check.expected, check.found),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Raises the soft limit on open files to the hard one, and says whether so many more fit.
+    fn reserve(&self, count: u32) -> Result<(), Refusal> {
+        let (mut soft, hard) =
+            getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Refusal::new("io", errno.to_string()))?;
+        let open = open_descriptors();
+        let needed = u64::from(count) + HEADROOM;
+        if soft.saturating_sub(open) < needed && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+            soft = hard;
+        }
+        let room = soft.saturating_sub(open);
+        if room >= needed {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            "no-room",
+            format!("{needed} descriptors are needed, and the limit on open files leaves room for {room}"),
+        ))
+    }
+
+    pub(super) fn no_room(&mut self, peer: super::Peer) {
+        let why = Refusal::new("no-room", "the limit on open files was reached while descriptors came");
+        if Some(peer) == self.link {
+            self.work.push_back(Work::Successor(successor::Input::Lied(why)));
+        } else {
+            self.owner(predecessor::Input::Fault(peer, why.message));
+        }
+    }
+
+    /// The predecessor's pidfd became readable. What it had sent is read first, then the death counts.
+    pub(super) fn elder_died(&mut self) {
+        if let Some(pidfd) = self.elder_pidfd.take() {
+            self.poller.forget(pidfd.as_fd());
+            if self.elder.take().is_some() {
+                info!("predecessor gone");
+            }
+            if let Some(link) = self.link {
+                self.talk(link);
+            }
+            // A child of the dead may hold the other end open for ever; nothing more will come.
+            if let Some(link) = self.link.take() {
+                self.forget_peer(link);
+            }
+            self.work.push_back(Work::Successor(successor::Input::Died));
+        }
+    }
+
+    pub(super) fn perform_successor(&mut self, out: Vec<successor::Output>) -> Result<()> {
+        for output in out {
+            match output {
+                successor::Output::Send(message) => {
+                    if let Some(link) = self.link {
+                        self.send(link, &message);
+                    }
+                }
+                successor::Output::Keep(entries) => {
+                    self.manifest.extend(entries);
+                    let names: HashSet<&str> = self.manifest.iter().map(|entry| entry.name.as_str()).collect();
+                    if names.len() != self.manifest.len() {
+                        let why = Refusal::new("protocol", "the manifest has a name twice");
+                        self.work.push_back(Work::Successor(successor::Input::Lied(why)));
+                    }
+                }
+                successor::Output::Reserve(count) => {
+                    let room = self.reserve(count);
+                    self.work.push_back(Work::Successor(successor::Input::Reserved(room)));
+                }
+                successor::Output::JoinTakeover => self.join_takeover(),
+                successor::Output::LeaveTakeover => {
+                    if let Err(error) = self.family.leave_takeover() {
+                        warn!("cannot leave the takeover lock: {error}");
+                    }
+                }
+                successor::Output::TakeLock { generation, nonce } => {
+                    let lock = self.family.commit(generation, nonce).unwrap_or_else(|error| {
+                        warn!("cannot take the owner lock: {error}");
+                        Lock::Busy
+                    });
+                    self.work.push_back(Work::Successor(successor::Input::Lock(lock)));
+                }
+                successor::Output::Record { generation } => {
+                    self.record(generation, 0);
+                    self.become_owner(generation);
+                }
+                successor::Output::Close => {
+                    if let Some(link) = self.link {
+                        self.close_after_writing(link);
+                    }
+                }
+                successor::Output::Tells(notice) => self.successor_tells(notice),
+                successor::Output::Arm(timer, after) => self.poller.arm(Key::Successor(timer), after),
+                successor::Output::Disarm(timer) => self.poller.disarm(Key::Successor(timer)),
+            }
+        }
+        Ok(())
+    }
+
+    fn successor_tells(&mut self, notice: successor::Notice) {
+        match notice {
+            successor::Notice::Received { whole } => {
+                let mut out = Vec::new();
+                if let Some(starter) = &mut self.starter {
+                    starter.joined(&mut out);
+                }
+                // Only timers are left to take back.
+                let _ = self.perform_starter(out);
+                self.report_missing(whole);
+                info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                self.notices.push_back(Notice::Started);
+            }
+            successor::Notice::Owner { cold } => {
+                self.start_control();
+                if cold {
+                    info!("the predecessor died during the warm-up: owner of generation {}", self.generation());
+                } else {
+                    self.serve();
+                }
+            }
+            successor::Notice::Failed(failure) => self.failed(failure),
+        }
+    }
+
+    /// What a predecessor that died too early had announced and not sent.
+    fn report_missing(&mut self, whole: bool) {
+        if whole {
+            return;
+        }
+        for entry in &self.manifest {
+            if self.table.get(&entry.name).is_none() {
+                let why = "the predecessor died before it was sent".to_owned();
+                self.table.report.entries.insert(entry.name.clone(), Outcome::Missing { why });
+            }
+        }
+    }
+
+    /// An attempt is over. Before anything was received the start goes on; afterwards the application is told.
+    fn failed(&mut self, failure: Failure) {
+        let starting = self.starter.as_ref().is_some_and(|starter| !starter.is_over());
+        let again = match &failure {
+            Failure::Refused(why) if starting => Some(starter::Input::Refused(why.clone())),
+            Failure::NotServed | Failure::Superseded if starting => Some(starter::Input::NotServed),
+            Failure::Deadline(_) if starting && self.manifest.is_empty() => Some(starter::Input::Silent),
+            _ => None,
+        };
+        // Nothing of this attempt may stay: not a lock, not a listener.
+        self.drop_attempt();
+        if let Some(input) = again {
+            return self.work.push_back(Work::Starter(input));
+        }
+        let error = match failure {
+            Failure::Refused(why) => Error::Refused(why),
+            Failure::GaveUp(why) => Error::GaveUp(why),
+            Failure::Withdrew(why) => match why.code.as_str() {
+                "cancelled" => Error::Cancelled,
+                "protocol" => Error::Misbehaved(why.message),
+                _ => Error::Refused(why),
+            },
+            Failure::NotServed | Failure::LinkLost => Error::LinkLost,
+            Failure::Deadline(waiting_for) => Error::Deadline { waiting_for, after: self.settings.deadlines.handshake },
+            Failure::Superseded => Error::Superseded,
+        };
+        self.notices.push_back(Notice::Failed(error));
+    }
+
+    /// Closes everything that came in an attempt that is over.
+    fn drop_attempt(&mut self) {
+        self.poller.disarm_all(|key| matches!(key, Key::Successor(_)));
+        if let Some(pidfd) = self.elder_pidfd.take() {
+            self.poller.forget(pidfd.as_fd());
+        }
+        // The link is closed once its last words are written; nothing that it says counts any more.
+        if let Some(link) = self.link.take() {
+            self.close_after_writing(link);
+            self.flush(link);
+        }
+        self.successor = None;
+        self.family.clear();
+        self.table.clear();
+        self.manifest.clear();
+        self.checks.clear();
+    }
+
+    /// Tells the predecessor that the warm-up goes on.
+    pub(crate) fn progress(&mut self, text: &str) -> Result<()> {
+        self.work.push_back(Work::Successor(successor::Input::Progress(text.to_owned())));
+        self.run()?;
+        self.set_timer()
+    }
+
+    /// The application is ready: asks for ownership, or begins to serve where this process owns already.
+    pub(crate) fn ready(&mut self) -> Result<()> {
+        if self.owns() {
+            self.serve();
+        } else {
+            let report = &self.table.report;
+            let cut = |mut names: Vec<String>| {
+                names.truncate(crate::protocol::message::MAX_REPORTED);
+                names
+            };
+            let unclaimed = self.table.iter().filter(|held| !held.claimed).map(|held| held.entry.name.clone());
+            let ready = crate::protocol::message::Ready {
+                adopted: report.names(|outcome| *outcome == Outcome::Adopted).len() as u32,
+                bound: cut(report.names(|outcome| matches!(outcome, Outcome::Bound { .. }))),
+                dropped: cut(unclaimed.collect()),
+                missing: cut(report.names(|outcome| matches!(outcome, Outcome::Missing { .. }))),
+            };
+            self.work.push_back(Work::Successor(successor::Input::Ready(ready)));
+        }
+        self.run()?;
+        self.set_timer()
+    }
+
+    /// The commit is done and the application is ready: what it bound listens, what it dropped is closed.
+    fn serve(&mut self) {
+        for (path, inode) in self.table.drop_unclaimed() {
+            if listener::path_inode(&path) == Some(inode) {
+                info!("removed {}: nobody claimed it", path.display());
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        self.listen_all();
+        if let Some(successor) = &self.successor
+            && !successor.predecessor_died()
+        {
+            self.elder = Some(DrainStatus { who: successor.predecessor().clone(), in_flight: None, left_ms: None });
+        }
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.set_entries(self.table.len() as u32);
+        }
+        self.owner(predecessor::Input::Ready);
+        self.family.watch_folder(&self.settings.path);
+        if let Some(folder) = &self.family.folder {
+            let _ = self.poller.watch(folder.as_fd(), FOLDER, Interest::READABLE);
+        }
+        info!("serving: generation {}; {}", self.generation(), self.table.report);
+        self.notices.push_back(Notice::Serving);
+    }
+
+    /// listen(2) on what is new, and again on what is Unix, so that its clients see this process as their peer.
+    pub(super) fn listen_all(&mut self) {
+        let mut failed = Vec::new();
+        for held in self.table.iter_mut().filter(|held| held.entry.kind.listens()) {
+            let unix = held.entry.path.is_some();
+            if !held.silent && !unix {
+                continue;
+            }
+            let backlog = held.entry.backlog.unwrap_or(listener::BACKLOG);
+            let listening = listener::listen(held.fd.as_fd(), backlog)
+                .and_then(|()| listener::refresh(&mut held.entry, held.fd.as_fd()));
+            match listening {
+                Ok(()) => held.silent = false,
+                Err(error) => failed.push((held.entry.name.clone(), error)),
+            }
+        }
+        for (name, error) in failed {
+            log::error!("cannot listen on {name:?}: {error}");
+            self.table.report.entries.insert(name, Outcome::Missing { why: format!("listen: {error}") });
+        }
+    }
+
+    /// Listens (again) on the control socket and registers it: only an owner does.
+    pub(super) fn start_control(&mut self) {
+        let Some(control) = self.family.control.clone() else { return };
+        if self.family.accepting {
+            return;
+        }
+        let watched = control::listen_again(&*control, self.family.backlog)
+            .and_then(|()| self.poller.watch((*control).as_fd(), CONTROL, Interest::READABLE));
+        match watched {
+            Ok(()) => self.family.accepting = true,
+            Err(error) => log::error!("cannot listen on the control socket: {error}"),
+        }
+    }
+
+    /// The predecessor, while there is one that is not known to be dead.
+    pub(crate) fn elder(&self) -> Option<&crate::error::Who> {
+        let successor = self.successor.as_ref()?;
+        (!successor.predecessor_died()).then(|| successor.predecessor())
+    }
+
+    /// Whether dropping everything now would close the last copies of inherited listeners: the predecessor is dead.
+    pub(crate) fn is_last_holder(&self) -> bool {
+        self.successor.as_ref().is_some_and(Successor::predecessor_died) && self.table.len() > 0
+    }
+}
+
+/// How many descriptors this process has open; without /proc, the lowest free number is a fair guess.
+fn open_descriptors() -> u64 {
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(descriptors) => descriptors.count() as u64,
+        Err(_) => 64,
+    }
+}
+
+/// Spreads the attempts of several starters.
+fn jitter(pause: Duration) -> Duration {
+    let spread = pause.as_micros() as u64 * JITTER / 100;
+    let random = sys::random().unwrap_or(0) % spread.max(1);
+    pause - Duration::from_micros(spread / 2) + Duration::from_micros(random)
+}

@@ -1,0 +1,552 @@
+//! The one place where the protocol meets I/O.
+//!
+//! The driver owns every descriptor of a handoff and runs the machines: what a connection, the kernel or a deadline
+//! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
+//!
+//! [`joining`] performs the outputs of starter and successor, [`owning`] those of the predecessor.
+
+mod family;
+mod joining;
+mod owning;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use log::{debug, info};
+use mio::Interest;
+
+use self::family::Family;
+use crate::connection::{Connection, Flush, Incoming};
+use crate::control::Policy;
+use crate::error::{Error, Result, Who};
+use crate::fdpass::Receiver;
+use crate::manifest::{Check, Entry};
+use crate::namespace::own_network_namespace;
+use crate::poller::Poller;
+use crate::protocol::message::{Message, Wants};
+use crate::protocol::predecessor::{self, Peer, Predecessor, Reason};
+use crate::protocol::starter::{self, Starter};
+use crate::protocol::successor::{self, Successor};
+use crate::protocol::{Deadlines, Timer};
+use crate::shared::SharedFd;
+use crate::status::{DrainStatus, Phase};
+use crate::sys;
+use crate::table::Table;
+use crate::wake::Wake;
+
+/// Tokens of the poller; those of the connections follow, two for each.
+const CONTROL: usize = 0;
+const WAKE: usize = 1;
+const FOLDER: usize = 2;
+const ELDER: usize = 3;
+const FIRST_PEER: usize = 16;
+
+/// How many frames of one peer are read before the others have their turn.
+const FRAMES_IN_A_TURN: usize = 64;
+/// How long until a send is tried again that the kernel refused for too many descriptors in flight.
+const CROWDED_PAUSE: Duration = Duration::from_millis(10);
+/// How long until the control listener is accepted from again after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a handoff is to do, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The control socket, absolute.
+    pub(crate) path: PathBuf,
+    pub(crate) app_version: String,
+    pub(crate) exclusive: bool,
+    pub(crate) holding: bool,
+    pub(crate) drain_within: Duration,
+    pub(crate) policy: Policy,
+    pub(crate) allow_foreign_network_namespace: bool,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) wants: Wants,
+}
+
+/// What the driver tells those above it.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// Everything that a predecessor had is here, or there is none: the application may claim and warm up.
+    Started,
+    /// This process owns, and its application is ready.
+    Serving,
+    /// This process will not own.
+    Failed(Error),
+    Release,
+    Resume,
+    Leave(Reason),
+    Exit,
+}
+
+/// A deadline, by who asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Starter(Timer),
+    Successor(Timer),
+    Predecessor(Timer),
+    /// A client's next word.
+    Peer(Peer),
+    /// A send that the kernel refused for the moment.
+    Crowded(Peer),
+    Accept,
+    Drain,
+}
+
+/// An input on its way to its machine.
+#[derive(Debug)]
+enum Work {
+    Starter(starter::Input),
+    Successor(successor::Input),
+    Predecessor(predecessor::Input),
+}
+
+/// A handoff, whatever its stage.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    settings: Settings,
+    /// The process that made it: a forked child must not act.
+    pid: u32,
+    wake: Arc<Wake>,
+    poller: Poller<Key>,
+    receiver: Receiver,
+    namespace: Option<u64>,
+    family: Family,
+    pub(crate) table: Table,
+    /// Entries that a predecessor announced, in the order of their descriptors.
+    manifest: Vec<Entry>,
+    /// How many descriptors have come.
+    arrived: usize,
+    /// What the checks of each received descriptor came to.
+    pub(crate) checks: BTreeMap<String, Vec<Check>>,
+    connections: BTreeMap<Peer, Connection>,
+    next_peer: Peer,
+    /// A connection of the starter, before anything was said on it.
+    probe: Option<UnixStream>,
+    /// The connection to the predecessor.
+    link: Option<Peer>,
+    /// The predecessor's pidfd: its true exit.
+    elder_pidfd: Option<OwnedFd>,
+    /// The predecessor, while it drains.
+    elder: Option<DrainStatus>,
+    /// The pidfd of a successor whose connection is gone.
+    heir_pidfd: Option<(Peer, OwnedFd)>,
+    /// Descriptors of an offer, in order, those that are sent taken out.
+    offered: BTreeMap<Peer, VecDeque<SharedFd>>,
+    starter: Option<Starter>,
+    successor: Option<Successor>,
+    predecessor: Option<Predecessor>,
+    work: VecDeque<Work>,
+    notices: VecDeque<Notice>,
+    /// When the phase of the moment began, for people and for `since`.
+    phase: Phase,
+    phase_since: u64,
+    takeover_since: Option<Instant>,
+    /// What the watchers were last told of, in short.
+    told: String,
+    draining: bool,
+    /// Peers with frames left to read, of which no event will tell.
+    unread: BTreeSet<Peer>,
+}
+
+impl Driver {
+    /// Begins a start, or a rehearsal; nothing is done before [`process`](Driver::process).
+    pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Driver> {
+        let poller = Poller::new().map_err(|error| Error::io("make an epoll instance", error))?;
+        poller
+            .watch(wake.as_fd(), WAKE, Interest::READABLE)
+            .map_err(|error| Error::io("watch the stop handle", error))?;
+        let mut driver = Driver {
+            pid: std::process::id(),
+            namespace: own_network_namespace(),
+            family: Family::default(),
+            table: Table::default(),
+            manifest: Vec::new(),
+            arrived: 0,
+            checks: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            next_peer: 0,
+            probe: None,
+            link: None,
+            elder_pidfd: None,
+            elder: None,
+            heir_pidfd: None,
+            offered: BTreeMap::new(),
+            starter: None,
+            successor: None,
+            predecessor: None,
+            work: VecDeque::new(),
+            notices: VecDeque::new(),
+            phase: Phase::Starting,
+            phase_since: unix_ms(),
+            takeover_since: None,
+            told: String::new(),
+            draining: false,
+            unread: BTreeSet::new(),
+            receiver: Receiver::new(),
+            settings,
+            wake,
+            poller,
+        };
+        let mut out = Vec::new();
+        driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
+        driver.perform_starter(out)?;
+        driver.run()?;
+        driver.set_timer()?;
+        Ok(driver)
+    }
+
+    /// Does everything that can be done without waiting. To be called whenever the descriptor is readable.
+    pub(crate) fn process(&mut self) -> Result<()> {
+        if std::process::id() != self.pid {
+            return Err(Error::Forked);
+        }
+        // Input before timers: after a stop of this process everything is due at once, and an `Owning` that waits to
+        // be read must win against the deadline that waited with it.
+        for peer in std::mem::take(&mut self.unread) {
+            self.talk(peer);
+            self.run()?;
+        }
+        loop {
+            let ready = self.poller.ready().map_err(|error| Error::io("poll", error))?;
+            if ready.is_empty() {
+                break;
+            }
+            for token in ready {
+                match token {
+                    CONTROL => self.accept(),
+                    WAKE => self.woken(),
+                    FOLDER => self.folder_changed(),
+                    ELDER => self.elder_died(),
+                    token => {
+                        let peer = ((token - FIRST_PEER) / 2) as Peer;
+                        if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
+                    }
+                }
+                self.run()?;
+            }
+        }
+        while let Some(key) = self.poller.expired() {
+            self.expired(key);
+            self.run()?;
+        }
+        self.finish_drain();
+        self.run()?;
+        if !self.unread.is_empty() {
+            // More frames wait than one turn may take: come back at once, after whoever polls us had his turn.
+            self.wake.again();
+        }
+        self.set_timer()
+    }
+
+    /// The next notice.
+    pub(crate) fn notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    fn set_timer(&mut self) -> Result<()> {
+        self.poller.set_timer().map_err(|error| Error::io("set the timer", error))
+    }
+
+    /// Feeds the machines until nothing is left to do, then tells those who watch.
+    fn run(&mut self) -> Result<()> {
+        while let Some(work) = self.work.pop_front() {
+            match work {
+                Work::Starter(input) => {
+                    let mut out = Vec::new();
+                    if let Some(starter) = &mut self.starter {
+                        starter.handle(input, &mut out);
+                    }
+                    self.perform_starter(out)?;
+                }
+                Work::Successor(input) => {
+                    let mut out = Vec::new();
+                    if let Some(successor) = &mut self.successor {
+                        successor.handle(input, &mut out);
+                    }
+                    self.perform_successor(out)?;
+                }
+                Work::Predecessor(input) => {
+                    let mut out = Vec::new();
+                    if let Some(predecessor) = &mut self.predecessor {
+                        predecessor.handle(input, &mut out);
+                    }
+                    self.perform_predecessor(out);
+                }
+            }
+        }
+        self.flush_all();
+        self.tell_watchers();
+        Ok(())
+    }
+
+    /// Hands an input to the owner's machine.
+    fn owner(&mut self, input: predecessor::Input) {
+        self.work.push_back(Work::Predecessor(input));
+    }
+
+    fn expired(&mut self, key: Key) {
+        match key {
+            Key::Starter(timer) => self.work.push_back(Work::Starter(starter::Input::Expired(timer))),
+            Key::Successor(timer) => self.work.push_back(Work::Successor(successor::Input::Expired(timer))),
+            Key::Predecessor(timer) => {
+                if timer == Timer::Probe {
+                    self.report_drain();
+                }
+                self.owner(predecessor::Input::Expired(timer));
+            }
+            Key::Peer(peer) => {
+                debug!("a control client was silent for too long");
+                self.forget_peer(peer);
+                self.owner(predecessor::Input::Gone(peer));
+            }
+            Key::Crowded(peer) => self.flush(peer),
+            Key::Accept => self.accept(),
+            // The drain itself looks at whether its deadline is still armed.
+            Key::Drain => {}
+        }
+    }
+
+    /// Takes a connection in: registers it and gives it a number.
+    fn add_peer(&mut self, stream: UnixStream, pidfd: Option<OwnedFd>) -> Result<Peer> {
+        let peer = self.next_peer;
+        self.next_peer += 1;
+        let token = FIRST_PEER + 2 * peer as usize;
+        let watch = |error| Error::io("watch a control connection", error);
+        self.poller.watch(stream.as_fd(), token, Interest::READABLE | Interest::WRITABLE).map_err(watch)?;
+        if let Some(pidfd) = &pidfd {
+            self.poller.watch(pidfd.as_fd(), token + 1, Interest::READABLE).map_err(watch)?;
+        }
+        self.connections.insert(peer, Connection::new(stream, pidfd));
+        Ok(peer)
+    }
+
+    /// Closes a connection now. The pidfd of a successor is kept: its death matters as long as this process drains.
+    fn forget_peer(&mut self, peer: Peer) {
+        self.poller.disarm(Key::Peer(peer));
+        self.poller.disarm(Key::Crowded(peer));
+        self.offered.remove(&peer);
+        let Some(mut connection) = self.connections.remove(&peer) else { return };
+        self.poller.forget(connection.stream().as_fd());
+        let Some(pidfd) = connection.pidfd.take() else { return };
+        if self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_leaving_to(peer)) {
+            self.heir_pidfd = Some((peer, pidfd));
+        } else {
+            self.poller.forget(pidfd.as_fd());
+        }
+    }
+
+    /// Reads and routes what a peer has sent, and writes what waits for it.
+    fn talk(&mut self, peer: Peer) {
+        self.flush(peer);
+        for _ in 0..FRAMES_IN_A_TURN {
+            let Some(connection) = self.connections.get_mut(&peer) else { return };
+            if connection.closing && Some(peer) != self.link {
+                return;
+            }
+            match connection.read(&mut self.receiver) {
+                Incoming::Frame(frame, descriptors) => match Message::decode(&frame) {
+                    Ok(message) => {
+                        debug!("{} from peer {peer}", message.word());
+                        self.route(peer, message, descriptors);
+                    }
+                    Err(fault) => self.fault(peer, fault.to_string()),
+                },
+                Incoming::Blocked => return,
+                Incoming::End => return self.ended(peer),
+                Incoming::Fault(what) => return self.fault(peer, what),
+                Incoming::NoRoom => return self.no_room(peer),
+            }
+            // Each message is acted on before the next is read: an offer decides what the next one means.
+            if self.run().is_err() {
+                return;
+            }
+        }
+        self.unread.insert(peer);
+    }
+
+    fn route(&mut self, peer: Peer, message: Message, descriptors: Vec<OwnedFd>) {
+        if Some(peer) == self.link {
+            return self.from_predecessor(message, descriptors);
+        }
+        if let Message::Descriptors(_) = message {
+            return self.fault(peer, "descriptors where none belong".to_owned());
+        }
+        self.poller.disarm(Key::Peer(peer));
+        self.owner(predecessor::Input::Message(peer, message));
+    }
+
+    fn fault(&mut self, peer: Peer, what: String) {
+        if Some(peer) == self.link {
+            self.work.push_back(Work::Successor(successor::Input::Fault(what)));
+        } else {
+            info!("a control client broke the protocol: {what}");
+            self.owner(predecessor::Input::Fault(peer, what));
+        }
+    }
+
+    /// The stream is at its end, and everything in it has been read.
+    fn ended(&mut self, peer: Peer) {
+        self.forget_peer(peer);
+        if Some(peer) == self.link {
+            self.link = None;
+            self.work.push_back(Work::Successor(successor::Input::LinkLost));
+        } else {
+            self.owner(predecessor::Input::Gone(peer));
+        }
+    }
+
+    /// A pidfd became readable: its process is dead. What it had sent is read first.
+    fn peer_died(&mut self, peer: Peer) {
+        if self.connections.contains_key(&peer) {
+            self.talk(peer);
+            let _ = self.run();
+        }
+        if let Some((_, pidfd)) = self.heir_pidfd.take_if(|(heir, _)| *heir == peer) {
+            self.poller.forget(pidfd.as_fd());
+        }
+        self.owner(predecessor::Input::Died(peer));
+    }
+
+    /// Queues a message, if that connection is still there.
+    fn send(&mut self, peer: Peer, message: &Message) {
+        if let Some(connection) = self.connections.get_mut(&peer)
+            && !connection.closing
+        {
+            debug!("{} to peer {peer}", message.word());
+            connection.send(message);
+        }
+    }
+
+    /// Closes a connection once everything that was said is written.
+    fn close_after_writing(&mut self, peer: Peer) {
+        if let Some(connection) = self.connections.get_mut(&peer) {
+            connection.closing = true;
+            // It may read nothing; then it is closed all the same.
+            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+        }
+    }
+
+    fn flush_all(&mut self) {
+        let waiting: Vec<Peer> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.is_writing() || connection.closing || connection.stale)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in waiting {
+            self.flush(peer);
+        }
+    }
+
+    fn flush(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(&peer) else { return };
+        match connection.flush() {
+            Flush::Empty if connection.closing => {
+                let link = Some(peer) == self.link;
+                self.forget_peer(peer);
+                if link {
+                    self.link = None;
+                }
+            }
+            Flush::Empty if std::mem::take(&mut connection.stale) => self.tell(peer),
+            Flush::Empty => {}
+            Flush::Blocked => {
+                if connection.watch && connection.is_overdue() {
+                    info!("a control client reads nothing: closed");
+                    self.forget_peer(peer);
+                }
+            }
+            Flush::Crowded => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
+            // Not the end yet: what the peer had said before it broke is still to be read, and the reader finds the end.
+            Flush::Broken if Some(peer) == self.link => self.read_to_the_end(peer),
+            Flush::Broken => {
+                if connection.closing {
+                    self.forget_peer(peer);
+                } else {
+                    self.read_to_the_end(peer);
+                }
+            }
+        }
+    }
+
+    /// Lets the next round read a connection whose other side is gone.
+    fn read_to_the_end(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(&peer) else { return };
+        connection.discard_outgoing();
+        loop {
+            let Some(connection) = self.connections.get_mut(&peer) else { return };
+            match connection.read(&mut self.receiver) {
+                Incoming::Frame(frame, descriptors) => match Message::decode(&frame) {
+                    Ok(message) => self.route(peer, message, descriptors),
+                    Err(fault) => return self.fault(peer, fault.to_string()),
+                },
+                Incoming::Blocked | Incoming::End => return self.ended(peer),
+                Incoming::Fault(what) => return self.fault(peer, what),
+                Incoming::NoRoom => return self.no_room(peer),
+            }
+        }
+    }
+
+    /// Somebody wrote to the stop handle, or the last lease of a drain is gone.
+    fn woken(&mut self) {
+        if !self.wake.take_stop() {
+            return;
+        }
+        match &self.predecessor {
+            Some(predecessor) if predecessor.phase() != Phase::Starting => {
+                info!("asked to stop");
+                self.owner(predecessor::Input::Stop);
+            }
+            _ => {
+                let why = crate::error::Refusal::new("cancelled", "the successor was cancelled");
+                self.work.push_back(Work::Successor(successor::Input::Cancel(why)));
+                self.notices.push_back(Notice::Failed(Error::Cancelled));
+            }
+        }
+    }
+
+    /// How this process names itself.
+    fn identity(&self) -> Who {
+        Who { pid: self.pid, app_version: self.settings.app_version.clone() }
+    }
+
+    /// Whether this process is the owner.
+    pub(crate) fn owns(&self) -> bool {
+        self.predecessor.as_ref().is_some_and(Predecessor::owns)
+    }
+
+    /// The generation that this process owns, owned last, or will own.
+    pub(crate) fn generation(&self) -> u64 {
+        match (&self.predecessor, &self.successor) {
+            (Some(predecessor), _) => predecessor.generation(),
+            (None, Some(successor)) => successor.generation(),
+            (None, None) => 0,
+        }
+    }
+
+    /// The handle that wakes this driver.
+    pub(crate) fn wake(&self) -> &Arc<Wake> {
+        &self.wake
+    }
+}
+
+impl AsRawFd for Driver {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poller.as_raw_fd()
+    }
+}
+
+impl AsFd for Driver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::borrow(&self.poller)
+    }
+}
+
+/// Unix time in milliseconds.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

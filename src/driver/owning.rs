@@ -1,0 +1,461 @@
+//! The owner's side: performs what the predecessor's machine wants, and answers questions.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::{debug, error, info, warn};
+use nix::errno::Errno;
+use nix::sys::socket::{SockFlag, accept4};
+
+use super::{ACCEPT_PAUSE, Driver, Key, Notice, unix_ms};
+use crate::error::{Refusal, Who};
+use crate::lock::lock_path;
+use crate::protocol::FAMILY_SLOTS;
+use crate::protocol::message::{Entries, Listeners, Message};
+use crate::protocol::predecessor::{self, Output, Peer, Reason};
+use crate::shared::SharedFd;
+use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
+use crate::wire::MAX_BODY;
+use crate::{control, listener, sys};
+
+/// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
+const MAX_CLIENTS: usize = 64;
+/// How many entries or listeners go into one frame, where they fit.
+const PER_FRAME: usize = 200;
+
+impl Driver {
+    /// Takes all connections that wait on the control socket.
+    pub(super) fn accept(&mut self) {
+        while self.family.accepting {
+            let Some(listener) = self.family.control.clone() else { return };
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            match accept4(&*listener, flags) {
+                Ok(stream) => self.admit(UnixStream::from(stream)),
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(Errno::EMFILE | Errno::ENFILE) if self.close_longest_silent() => {}
+                Err(errno) => {
+                    // The edge is gone and the connection still waits: only a timer brings us back.
+                    warn!("cannot accept on the control socket: {errno}");
+                    self.poller.arm(Key::Accept, ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Decides who may speak, before a byte of his is read.
+    fn admit(&mut self, stream: UnixStream) {
+        // The kernel refuses descriptors from a client, where it can; the reader refuses them everywhere.
+        let _ = sys::refuse_descriptors(stream.as_fd());
+        let pidfd = sys::peer_pidfd(stream.as_fd()).ok();
+        let Ok((pid, uid, gid)) = control::peer_credentials(&stream) else { return };
+        while self.connections.len() >= MAX_CLIENTS {
+            if !self.close_longest_silent() {
+                return;
+            }
+        }
+        let Ok(peer) = self.add_peer(stream, pidfd) else { return };
+        if self.settings.policy.admits(uid, gid) {
+            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+        } else {
+            warn!("refused uid {uid}, gid {gid} (pid {pid}) on the control socket");
+            let why = Refusal::new("stranger", format!("uid {uid} is not allowed"));
+            self.send(peer, &Message::Refused(why));
+            self.close_after_writing(peer);
+            self.flush(peer);
+        }
+    }
+
+    fn close_longest_silent(&mut self) -> bool {
+        let silent = self
+            .connections
+            .iter()
+            .filter(|(peer, _)| {
+                Some(**peer) != self.link
+                    && !self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(**peer))
+            })
+            .min_by_key(|(_, connection)| connection.heard)
+            .map(|(peer, _)| *peer);
+        let Some(peer) = silent else { return false };
+        debug!("too many control clients: the longest silent one is closed");
+        self.forget_peer(peer);
+        self.owner(predecessor::Input::Gone(peer));
+        true
+    }
+
+    pub(super) fn perform_predecessor(&mut self, out: Vec<Output>) {
+        for output in out {
+            match output {
+                Output::Send(peer, message) => self.send(peer, &message),
+                Output::Refuse(peer, why) => self.refuse(peer, why),
+                Output::SendManifest(peer) => self.send_manifest(peer),
+                Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
+                Output::Tell { peer, watch } => {
+                    if let Some(connection) = self.connections.get_mut(&peer) {
+                        connection.watch |= watch;
+                        if !connection.watch {
+                            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+                        }
+                        self.tell(peer);
+                    }
+                }
+                Output::Close(peer) => self.close_after_writing(peer),
+                Output::JoinTakeover => {
+                    self.takeover_since = Some(Instant::now());
+                    self.family.founder = false;
+                    self.join_takeover();
+                }
+                Output::LeaveTakeover => {
+                    if let Err(error) = self.family.leave_takeover() {
+                        warn!("cannot leave the takeover lock: {error}");
+                    }
+                }
+                Output::Record { generation, nonce } => self.record(generation, nonce),
+                Output::StopControl => self.stop_control(),
+                Output::StartControl => {
+                    self.start_control();
+                    self.listen_all();
+                }
+                Output::Unlock => {
+                    if let Err(error) = self.family.unlock() {
+                        error!("cannot give the owner lock back: {error}");
+                    }
+                }
+                Output::Claim(claim) => {
+                    let found = self.family.reclaim(claim).unwrap_or_else(|error| {
+                        warn!("cannot take the owner lock back: {error}");
+                        None
+                    });
+                    self.owner(predecessor::Input::Claimed(found));
+                }
+                Output::Tells(notice) => self.predecessor_tells(notice),
+                Output::Arm(timer, after) => self.poller.arm(Key::Predecessor(timer), after),
+                Output::Disarm(timer) => self.poller.disarm(Key::Predecessor(timer)),
+            }
+        }
+    }
+
+    pub(super) fn join_takeover(&mut self) {
+        match self.family.join_takeover() {
+            Ok(true) => {}
+            Ok(false) => warn!("the takeover lock is held exclusively by a process that does not let go"),
+            Err(error) => warn!("cannot join the takeover lock: {error}"),
+        }
+    }
+
+    pub(super) fn record(&mut self, generation: u64, nonce: u64) {
+        if let Err(error) = self.family.record(generation, nonce) {
+            error!("cannot write the lock file: {error}");
+        }
+    }
+
+    fn stop_control(&mut self) {
+        if let Some(control) = &self.family.control
+            && self.family.accepting
+        {
+            self.poller.forget((**control).as_fd());
+        }
+        self.family.accepting = false;
+        self.poller.disarm(Key::Accept);
+    }
+
+    fn refuse(&mut self, peer: Peer, mut why: Refusal) {
+        if why.who.is_some() {
+            why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
+        }
+        info!("refused a peer: {why}");
+        self.send(peer, &Message::Refused(why));
+        self.close_after_writing(peer);
+    }
+
+    /// Sends all entries and lines up their descriptors. The family's come first, but not for a rehearsal.
+    fn send_manifest(&mut self, peer: Peer) {
+        let takeover = self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(peer));
+        let mut descriptors: VecDeque<SharedFd> = VecDeque::with_capacity(self.table.len() + FAMILY_SLOTS as usize);
+        if takeover {
+            match self.family_descriptors() {
+                Ok(family) => descriptors.extend(family),
+                Err(error) => {
+                    error!("cannot offer a takeover: {error}");
+                    let what = format!("the owner cannot prepare its descriptors: {error}");
+                    return self.owner(predecessor::Input::Fault(peer, what));
+                }
+            }
+        }
+        descriptors.extend(self.table.iter().map(|held| held.fd.share()));
+        self.offered.insert(peer, descriptors);
+        let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
+        for part in entries.chunks(PER_FRAME) {
+            self.send_part(peer, part, &|part| Entries { entries: part.to_vec() }.into());
+        }
+        if takeover {
+            info!("handing over: {} entries offered", entries.len());
+        }
+    }
+
+    /// The first batch: this process's pidfd, the lease, a lock description made for the successor, the control listener.
+    fn family_descriptors(&self) -> std::io::Result<[SharedFd; 4]> {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let lease = self.family.lease.clone().ok_or_else(missing)?;
+        let control = self.family.control.clone().ok_or_else(missing)?;
+        let description = self.family.description_for_heir(&lock_path(&self.settings.path))?;
+        Ok([sys::own_pidfd()?.into(), lease.into(), OwnedFd::from(description).into(), control.into()])
+    }
+
+    /// Sends a list in one frame, or in two halves where it is too long for one.
+    fn send_part<T>(&mut self, peer: Peer, part: &[T], message: &dyn Fn(&[T]) -> Message) {
+        let whole = message(part);
+        if part.len() > 1 && whole.body().len() > MAX_BODY {
+            let (front, back) = part.split_at(part.len() / 2);
+            self.send_part(peer, front, message);
+            self.send_part(peer, back, message);
+        } else {
+            self.send(peer, &whole);
+        }
+    }
+
+    fn send_descriptors(&mut self, peer: Peer, count: u16) {
+        let Some(offered) = self.offered.get_mut(&peer) else { return };
+        // Taken out as they are sent: this process keeps no copy of the successor's lock description.
+        let batch: Vec<SharedFd> = offered.drain(..usize::from(count).min(offered.len())).collect();
+        if let Some(connection) = self.connections.get_mut(&peer) {
+            debug!("{} descriptors to peer {peer}", batch.len());
+            connection.send_descriptors(batch);
+        }
+    }
+
+    fn predecessor_tells(&mut self, notice: predecessor::Notice) {
+        let notice = match notice {
+            predecessor::Notice::Release => {
+                info!("releasing: the application lets go of its exclusive work");
+                Notice::Release
+            }
+            predecessor::Notice::Resume => {
+                info!("serving again: generation {}", self.generation());
+                self.draining = false;
+                self.wake.set_draining(false);
+                self.poller.disarm(Key::Drain);
+                Notice::Resume
+            }
+            predecessor::Notice::Leave(reason) => {
+                match reason {
+                    Reason::Successor => info!("draining: a successor owns"),
+                    Reason::Stopped => info!("stopping"),
+                }
+                self.wake.set_draining(true);
+                self.poller.arm(Key::Drain, self.settings.drain_within);
+                Notice::Leave(reason)
+            }
+            predecessor::Notice::Exit => {
+                self.end();
+                Notice::Exit
+            }
+        };
+        self.notices.push_back(notice);
+    }
+
+    /// The application has stopped accepting: from here on the end of its last lease ends the drain.
+    pub(crate) fn begin_drain(&mut self) -> crate::Result<()> {
+        self.draining = true;
+        self.finish_drain();
+        self.run()?;
+        self.report_drain();
+        self.run()?;
+        self.set_timer()
+    }
+
+    /// Ends the drain where nothing is in flight any more, or where its deadline has passed.
+    pub(super) fn finish_drain(&mut self) {
+        if !self.draining {
+            return;
+        }
+        let in_flight = self.wake.leases();
+        let forced = self.poller.deadline(Key::Drain).is_none();
+        if in_flight == 0 || forced {
+            self.owner(predecessor::Input::Finish { forced: forced && in_flight > 0, in_flight });
+        }
+    }
+
+    pub(super) fn report_drain(&mut self) {
+        let in_flight = self.wake.leases();
+        let left = self.drain_left();
+        self.owner(predecessor::Input::InFlight { in_flight, left });
+    }
+
+    /// Until the drain deadline; `None` where there is none.
+    pub(crate) fn drain_left(&self) -> Option<std::time::Duration> {
+        let at = self.poller.deadline(Key::Drain)?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The application has let go of its exclusive work.
+    pub(crate) fn released(&mut self) -> crate::Result<()> {
+        self.owner(predecessor::Input::AppReleased);
+        self.run()?;
+        self.set_timer()
+    }
+
+    /// The application wants to leave.
+    pub(crate) fn stop(&mut self) -> crate::Result<()> {
+        self.owner(predecessor::Input::Stop);
+        self.run()?;
+        self.set_timer()
+    }
+
+    /// The last act of a process that leaves: closes what it holds, and where it is the last of its family removes the
+    /// paths that the family bound.
+    fn end(&mut self) {
+        let paths = self.table.paths();
+        let stopping = self.phase == Phase::Stopping;
+        self.flush_all();
+        self.stop_control();
+        self.table.clear();
+        if !stopping || paths.is_empty() {
+            return;
+        }
+        if let Some(lease) = self.family.is_last(&lock_path(&self.settings.path)) {
+            for (path, inode) in paths {
+                if listener::path_inode(&path) == Some(inode) {
+                    let _ = std::fs::remove_file(&path);
+                }
+            }
+            drop(lease);
+        }
+    }
+
+    /// Something changed in the folder: is the control path still ours?
+    pub(super) fn folder_changed(&mut self) {
+        let path = self.settings.path.clone();
+        if !self.family.name_changed(&path) || !self.owns() {
+            return;
+        }
+        let now = listener::path_inode(&path);
+        if now == self.family.inode {
+            return;
+        }
+        if now.is_some() {
+            error!("{} was replaced by something else: remove that, and it is made again", path.display());
+            return;
+        }
+        warn!("{} was removed: making it again", path.display());
+        match control::mend(&path, &self.settings.policy) {
+            Ok(listener) => {
+                self.stop_control();
+                self.family.control = Some(Arc::new(listener));
+                self.family.inode = listener::path_inode(&path);
+                if let Some(predecessor) = &mut self.predecessor {
+                    predecessor.set_path_inode(self.family.inode);
+                }
+                self.start_control();
+            }
+            Err(error) => error!("{error}"),
+        }
+    }
+
+    /// Tells everybody who watches, if something has changed that is worth a line.
+    pub(super) fn tell_watchers(&mut self) {
+        let Some(predecessor) = &self.predecessor else { return };
+        let phase = predecessor.phase();
+        if phase != self.phase {
+            self.phase = phase;
+            self.phase_since = unix_ms();
+        }
+        if predecessor.takeover().is_none() {
+            self.takeover_since = None;
+        }
+        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        if told == self.told {
+            return;
+        }
+        self.told = told;
+        let watchers: Vec<Peer> =
+            self.connections.iter().filter(|(_, connection)| connection.watch).map(|(peer, _)| *peer).collect();
+        for peer in watchers {
+            self.tell(peer);
+            self.flush(peer);
+        }
+    }
+
+    /// Sends a status; later, where the peer has not read the last one.
+    pub(super) fn tell(&mut self, peer: Peer) {
+        match self.connections.get_mut(&peer) {
+            Some(connection) if connection.watch && connection.is_writing() => {
+                connection.stale = true;
+                return;
+            }
+            Some(_) => {}
+            None => return,
+        }
+        let mut status = self.status();
+        let listeners = std::mem::take(&mut status.listeners);
+        self.send(peer, &Message::Status(status));
+        for part in listeners.chunks(PER_FRAME) {
+            self.send_part(peer, part, &|part| Listeners { listeners: part.to_vec() }.into());
+        }
+    }
+
+    /// What this process tells about itself.
+    pub(crate) fn status(&self) -> Status {
+        let listeners: Vec<ListenerStatus> = self
+            .table
+            .iter()
+            .map(|held| {
+                let queue = sys::accept_queue(held.fd.as_fd());
+                ListenerStatus {
+                    name: held.entry.name.clone(),
+                    kind: held.entry.kind.as_str().to_owned(),
+                    address: held.entry.address.clone(),
+                    accept_queue: queue.map(|(length, _)| length),
+                    accept_queue_limit: queue.map(|(_, limit)| limit),
+                }
+            })
+            .collect();
+        let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
+        let phase = match self.predecessor.as_ref().map(predecessor::Predecessor::phase) {
+            Some(Phase::Serving) if self.settings.holding => Phase::Holding,
+            Some(phase) => phase,
+            None => Phase::Starting,
+        };
+        Status {
+            generation: self.generation(),
+            pid: self.pid,
+            app_version: self.settings.app_version.clone(),
+            phase,
+            since: self.phase_since,
+            in_flight: self.wake.leases(),
+            left_ms: self.drain_left().map(|left| left.as_millis() as u64),
+            takeover: takeover.map(|(who, step, progress)| TakeoverStatus {
+                who: Who::clone(who),
+                step: step.to_owned(),
+                progress: progress.to_owned(),
+                since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
+            }),
+            predecessor: self.elder.clone(),
+            listener_count: listeners.len() as u32,
+            listeners,
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Closing is all that a drop may do: a forked child drops this too, and shares locks and epoll with its parent. The
+    /// one exception is a first start that was given up before anybody was offered anything: it removes the paths that
+    /// it made, under the lease that nobody else has.
+    fn drop(&mut self) {
+        let unused = self.family.founder && self.phase == Phase::Starting && self.family.lease.is_some();
+        if !unused || std::process::id() != self.pid {
+            return;
+        }
+        let mut paths = self.table.paths();
+        paths.extend(self.family.inode.map(|inode| (self.settings.path.clone(), inode)));
+        for (path, inode) in paths {
+            if listener::path_inode(&path) == Some(inode) {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+}

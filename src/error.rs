@@ -1,0 +1,410 @@
+//! What can go wrong, and whether the old process still serves.
+//!
+//! Every error has a stable [`code`](Error::code) for programs, a message that names what was being done, and, where a
+//! person can act on it, a [`hint`](Error::hint).
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The process that a refusal names: who is at it instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Who {
+    /// The pid that it gave for itself, in its own pid namespace. Text for people, never a target for a signal.
+    #[serde(default)]
+    pub pid: u32,
+    /// The application version that it gave.
+    #[serde(default)]
+    pub app_version: String,
+}
+
+/// Why an owner refused a takeover or a question, in its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// Stable and lower case: `busy`, `starting`, `stopping`, `version`, `stranger`, `releasing`, `draining`, ...
+    pub code: String,
+    /// One sentence for a person.
+    #[serde(default)]
+    pub message: String,
+    /// The process that is in the way, where there is one.
+    #[serde(default)]
+    pub who: Option<Who>,
+    /// For how long it has been at it, in milliseconds.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
+    /// When trying again makes sense, in milliseconds. `None`: not by waiting.
+    #[serde(default)]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal with a code and a sentence and nothing else.
+    pub(crate) fn new(code: &str, message: impl Into<String>) -> Refusal {
+        Refusal { code: code.to_owned(), message: message.into(), ..Refusal::default() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)?;
+        if let Some(who) = &self.who {
+            write!(f, " (pid {}", who.pid)?;
+            if !who.app_version.is_empty() {
+                write!(f, ", version {}", who.app_version)?;
+            }
+            if let Some(since) = self.since_ms {
+                write!(f, ", for {}", seconds(Duration::from_millis(since)))?;
+            }
+            f.write_str(")")?;
+        }
+        if let Some(after) = self.retry_after_ms {
+            write!(f, ", try again in {}", seconds(Duration::from_millis(after)))?;
+        }
+        Ok(())
+    }
+}
+
+/// A duration as a person reads it: `1.5s`.
+fn seconds(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{}ms", duration.as_millis())
+    } else {
+        format!("{:.1}s", duration.as_secs_f64())
+    }
+}
+
+/// What was found wrong with a path before anything was done to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PathProblem {
+    /// Longer than `sun_path` holds (unix(7): 107 bytes and a NUL).
+    TooLong {
+        /// Its length in bytes, made absolute.
+        bytes: usize,
+    },
+    /// It has no file name, or it starts with a NUL (an abstract address has no permissions).
+    NotAFile,
+    /// The folder is not there.
+    NoFolder,
+    /// Something is there that is not a socket.
+    NotASocket,
+    /// A symbolic link is there, and it might lead anywhere.
+    Symlink,
+    /// It belongs to another user.
+    NotOurs {
+        /// Its owner.
+        uid: u32,
+    },
+    /// Others can write to the folder, so they could put their own socket there.
+    SharedFolder {
+        /// Its mode, the permission bits.
+        mode: u32,
+    },
+    /// The folder belongs to another user, who could put his own socket there.
+    FolderNotOurs {
+        /// Its owner.
+        uid: u32,
+    },
+    /// A live process listens there that is not of this family: the lock file was replaced under it.
+    Occupied,
+}
+
+/// What was found wrong with a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NameProblem {
+    /// No bytes at all.
+    Empty,
+    /// More than 255 bytes.
+    TooLong,
+    /// It holds a control character.
+    Control,
+    /// Claimed twice.
+    Twice,
+    /// The predecessor has it as another kind.
+    OtherKind,
+    /// The address overlaps that of another name.
+    Overlaps {
+        /// The other name.
+        other: String,
+    },
+}
+
+/// Everything that can go wrong. The library logs none of these: what is returned is for the caller to tell.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// [`Stopper::stop`](crate::Stopper::stop) was called before this process owned anything.
+    Cancelled,
+    /// The owner said no. It still serves.
+    Refused(Refusal),
+    /// The predecessor gave up on this takeover, with its reason. It still serves.
+    GaveUp(Refusal),
+    /// This process was overtaken while it was stopped or late: somebody else owns the service by now.
+    Superseded,
+    /// The connection to the predecessor broke, and the predecessor lives and serves.
+    LinkLost,
+    /// A wait came to its end. The predecessor, if there is one, still serves.
+    Deadline {
+        /// What was waited for.
+        waiting_for: &'static str,
+        /// For how long.
+        after: Duration,
+    },
+    /// Nobody listens at the path.
+    Nobody {
+        /// The control socket.
+        path: PathBuf,
+    },
+    /// Some process holds copies of the family's descriptors, but nobody owns or answers: a child that was forked
+    /// without `exec`, or a process that is stopped.
+    Orphaned {
+        /// The processes that hold the lock file open, where `/proc` tells.
+        pids: Vec<u32>,
+    },
+    /// The process at the other end runs as a user that is not allowed.
+    Stranger {
+        /// Its user id.
+        uid: u32,
+    },
+    /// The control path cannot be used as it is.
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        problem: PathProblem,
+    },
+    /// A name cannot be used.
+    Name {
+        /// Which.
+        name: String,
+        /// Why.
+        problem: NameProblem,
+    },
+    /// A descriptor is not what the manifest says.
+    Mismatch {
+        /// The entry.
+        name: String,
+        /// Which check.
+        check: &'static str,
+        /// What the manifest says.
+        expected: String,
+        /// What the kernel says.
+        found: String,
+    },
+    /// The listener lives in another network namespace: it would go deaf, without any error, when that one ends.
+    ForeignNamespace {
+        /// The entry.
+        name: String,
+        /// The namespace of the descriptor, as `SO_NETNS_COOKIE` tells.
+        theirs: u64,
+        /// The namespace of this process.
+        ours: u64,
+    },
+    /// Too little room for the descriptors under `RLIMIT_NOFILE`.
+    Room {
+        /// How many are needed.
+        needed: u64,
+        /// How many more may be opened.
+        room: u64,
+    },
+    /// The peer broke the protocol.
+    Misbehaved(String),
+    /// A call in a forked child: it shares the lock with its parent and must not act as the owner.
+    Forked,
+    /// A system call failed.
+    Io {
+        /// What was being done, verb and object.
+        doing: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Wraps what the kernel said with what was being done.
+    pub(crate) fn io(doing: impl Into<String>, source: impl Into<io::Error>) -> Error {
+        Error::Io { doing: doing.into(), source: source.into() }
+    }
+
+    /// Says what is wrong with a path.
+    pub(crate) fn path(path: &Path, problem: PathProblem) -> Error {
+        Error::Path { path: path.to_owned(), problem }
+    }
+
+    /// Says what is wrong with a name.
+    pub(crate) fn name(name: &str, problem: NameProblem) -> Error {
+        Error::Name { name: name.to_owned(), problem }
+    }
+
+    /// A stable word for programs. That of a refusal is the owner's own.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        match self {
+            Error::Cancelled => "cancelled",
+            Error::Refused(refusal) | Error::GaveUp(refusal) => &refusal.code,
+            Error::Superseded => "superseded",
+            Error::LinkLost => "link-lost",
+            Error::Deadline { .. } => "deadline",
+            Error::Nobody { .. } => "nobody",
+            Error::Orphaned { .. } => "orphaned",
+            Error::Stranger { .. } => "stranger",
+            Error::Path { problem, .. } => match problem {
+                PathProblem::TooLong { .. } => "path-too-long",
+                PathProblem::NotAFile => "path-not-a-file",
+                PathProblem::NoFolder => "no-folder",
+                PathProblem::NotASocket => "not-a-socket",
+                PathProblem::Symlink => "symlink",
+                PathProblem::NotOurs { .. } => "not-ours",
+                PathProblem::SharedFolder { .. } | PathProblem::FolderNotOurs { .. } => "unsafe-folder",
+                PathProblem::Occupied => "occupied",
+            },
+            Error::Name { problem, .. } => match problem {
+                NameProblem::Twice => "name-twice",
+                NameProblem::OtherKind => "other-kind",
+                NameProblem::Overlaps { .. } => "overlap",
+                NameProblem::Empty | NameProblem::TooLong | NameProblem::Control => "bad-name",
+            },
+            Error::Mismatch { .. } => "mismatch",
+            Error::ForeignNamespace { .. } => "foreign-namespace",
+            Error::Room { .. } => "no-room",
+            Error::Misbehaved(_) => "protocol",
+            Error::Forked => "forked",
+            Error::Io { .. } => "io",
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
+                ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
+                (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
+                _ => return None,
+            },
+            Error::Superseded => "start again: the service has a new owner to take over from".to_owned(),
+            Error::LinkLost => "start again; the predecessor's log says why it closed the connection".to_owned(),
+            Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),
+            Error::Orphaned { pids } if pids.is_empty() => "end the process that holds the lock file open".to_owned(),
+            Error::Orphaned { .. } => "end or continue these processes, then start again".to_owned(),
+            Error::Stranger { .. } => "allow this uid on both sides, or run both as the same user".to_owned(),
+            Error::Path { problem, path } => match problem {
+                PathProblem::TooLong { .. } => "use a path of at most 107 bytes".to_owned(),
+                PathProblem::NoFolder => {
+                    format!("mkdir -m 700 {}", path.parent().unwrap_or(Path::new("/")).display())
+                }
+                PathProblem::SharedFolder { .. } => {
+                    "use a folder that only its owner can write to, mode 700 or 755".to_owned()
+                }
+                PathProblem::NotASocket | PathProblem::Symlink | PathProblem::NotOurs { .. } => {
+                    "move it away, or use another path".to_owned()
+                }
+                PathProblem::Occupied => {
+                    "the lock file was removed while its owner lives: stop that process first".to_owned()
+                }
+                _ => return None,
+            },
+            Error::ForeignNamespace { .. } => {
+                "share the network namespace, bind anew, or allow_foreign_network_namespace".to_owned()
+            }
+            Error::Room { .. } => "raise the limit on open files (ulimit -Hn) of the new process".to_owned(),
+            Error::Name { problem: NameProblem::Overlaps { .. }, .. } => {
+                "give both names different addresses".to_owned()
+            }
+            Error::Forked => "only the process that called start may use it; forked children must exec".to_owned(),
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "another program, not of this family, listens there: `ss -ltnp` names it".to_owned()
+            }
+            _ => return None,
+        };
+        Some(hint)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Cancelled => f.write_str("cancelled before this process owned the service"),
+            Error::Refused(refusal) => write!(f, "the owner refused: {refusal}; it still serves"),
+            Error::GaveUp(refusal) => write!(f, "the predecessor gave up: {refusal}; it still serves"),
+            Error::Superseded => f.write_str("another process took the service over first"),
+            Error::LinkLost => f.write_str("the connection to the predecessor broke while it lives; it still serves"),
+            Error::Deadline { waiting_for, after } => {
+                write!(f, "waited {} for {waiting_for} in vain", seconds(*after))
+            }
+            Error::Nobody { path } => write!(f, "nobody listens at {}", path.display()),
+            Error::Orphaned { pids } if pids.is_empty() => {
+                f.write_str("somebody holds the family's descriptors, but nobody owns the service or answers")
+            }
+            Error::Orphaned { pids } => write!(
+                f,
+                "nobody owns the service or answers, but its descriptors are held by pid {}",
+                pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ),
+            Error::Stranger { uid } => write!(f, "the process at the other end runs as uid {uid}, who is not allowed"),
+            Error::Path { path, problem } => write!(f, "cannot use {}: {problem}", path.display()),
+            Error::Name { name, problem } => write!(f, "cannot use the name {name:?}: {problem}"),
+            Error::Mismatch { name, check, expected, found } => write!(
+                f,
+                "the descriptor of {name:?} is not what the manifest says: {check} should be {expected}, is {found}"
+            ),
+            Error::ForeignNamespace { name, theirs, ours } => write!(
+                f,
+                "{name:?} lives in another network namespace (cookie {theirs}) than this process (cookie {ours})"
+            ),
+            Error::Room { needed, room } => {
+                write!(f, "{needed} descriptors are needed, and the limit on open files leaves room for {room}")
+            }
+            Error::Misbehaved(what) => write!(f, "the peer broke the protocol: {what}"),
+            Error::Forked => f.write_str("called in a forked child of the process that holds the handoff"),
+            Error::Io { doing, source } => write!(f, "cannot {doing}: {source}"),
+        }
+    }
+}
+
+impl fmt::Display for PathProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathProblem::TooLong { bytes } => write!(f, "{bytes} bytes, and a socket's path holds 107"),
+            PathProblem::NotAFile => f.write_str("not the name of a file"),
+            PathProblem::NoFolder => f.write_str("its folder does not exist"),
+            PathProblem::NotASocket => f.write_str("something that is not a socket is there"),
+            PathProblem::Symlink => f.write_str("a symbolic link is there"),
+            PathProblem::NotOurs { uid } => write!(f, "it belongs to uid {uid}"),
+            PathProblem::SharedFolder { mode } => write!(f, "others can write to its folder (mode {mode:o})"),
+            PathProblem::FolderNotOurs { uid } => write!(f, "its folder belongs to uid {uid}"),
+            PathProblem::Occupied => f.write_str("a live process that is not of this family listens there"),
+        }
+    }
+}
+
+impl fmt::Display for NameProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NameProblem::Empty => f.write_str("it is empty"),
+            NameProblem::TooLong => f.write_str("it is longer than 255 bytes"),
+            NameProblem::Control => f.write_str("it holds a control character"),
+            NameProblem::Twice => f.write_str("it is already in use"),
+            NameProblem::OtherKind => f.write_str("the predecessor has it as another kind"),
+            NameProblem::Overlaps { other } => write!(f, "its address overlaps that of {other:?}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Sockets of the application: made without listening, described for the manifest, and checked on arrival.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use crate::manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity};
+use crate::sys;
+
+/// The backlog of a listener unless told otherwise; the kernel cuts it to `net.core.somaxconn`.
+pub(crate) const BACKLOG: u32 = 4096;
+
+/// Makes and binds an internet socket. A stream socket does not listen yet: what queued in a process that gives up
+/// would be reset.
+pub(crate) fn bind_inet(kind: &Kind, address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket_type = if *kind == Kind::Udp { Type::DGRAM } else { Type::STREAM };
+    let socket = Socket::new(Domain::for_address(address), socket_type, None)?;
+    if *kind == Kind::TcpListener {
+        // As std does: a service that starts again must not wait for its old connections' TIME_WAIT (socket(7)).
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Makes and binds a Unix socket. What is stale at the path, left behind by a process that died, is replaced.
+pub(crate) fn bind_unix(kind: &Kind, path: &Path) -> io::Result<OwnedFd> {
+    let socket_type = unix_type(kind);
+    let socket = Socket::new(Domain::UNIX, socket_type, None)?;
+    socket.set_nonblocking(true)?;
+    let address = SockAddr::unix(path)?;
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&address, socket_type) => {
+            std::fs::remove_file(path)?;
+            socket.bind(&address)?;
+        }
+        bound => bound?,
+    }
+    Ok(socket.into())
+}
+
+fn unix_type(kind: &Kind) -> Type {
+    match kind {
+        Kind::UnixDatagram => Type::DGRAM,
+        Kind::SeqpacketListener => Type::SEQPACKET,
+        _ => Type::STREAM,
+    }
+}
+
+/// Whether a socket file is there that no process has open: connect(2) is refused.
+fn is_stale(address: &SockAddr, socket_type: Type) -> bool {
+    let connected = Socket::new(Domain::UNIX, socket_type, None)
+        .and_then(|probe| probe.set_nonblocking(true).and_then(|()| probe.connect(address)));
+    matches!(connected, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// listen(2), at the commit and never before.
+pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    SockRef::from(&fd).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Makes a socket non-blocking: the mode is shared by all who hold it, so it is only ever set.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).set_nonblocking(true)
+}
+
+/// The local address as text: `127.0.0.1:80`, a path, `@name` for an abstract one, empty for none.
+pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let address = SockRef::from(&fd).local_addr()?;
+    if let Some(inet) = address.as_socket() {
+        return Ok(inet.to_string());
+    }
+    if let Some(path) = address.as_pathname() {
+        return Ok(path.display().to_string());
+    }
+    Ok(address.as_abstract_namespace().map_or_else(String::new, |name| format!("@{}", String::from_utf8_lossy(name))))
+}
+
+/// What the kernel says of the file behind a descriptor.
+fn file_identity(fd: BorrowedFd<'_>) -> io::Result<FileIdentity> {
+    let stat = nix::sys::stat::fstat(fd)?;
+    // The widths of these differ between architectures.
+    #[allow(clippy::unnecessary_cast, reason = "u64 and u32 on this one")]
+    Ok(FileIdentity {
+        device: stat.st_dev as u64,
+        inode: stat.st_ino as u64,
+        kind: stat.st_mode & libc::S_IFMT as libc::mode_t,
+    })
+}
+
+fn is_socket(file: FileIdentity) -> bool {
+    file.kind == libc::S_IFSOCK as u32
+}
+
+/// What the kernel says of a socket.
+fn socket_identity(fd: BorrowedFd<'_>) -> io::Result<SocketIdentity> {
+    let facts = sys::socket_facts(fd)?;
+    Ok(SocketIdentity {
+        cookie: sys::socket_cookie(fd)?,
+        domain: facts.domain,
+        kind: facts.kind,
+        listening: facts.listening,
+        local: local_address(fd).unwrap_or_default(),
+        network_namespace: sys::network_namespace_cookie(fd).ok(),
+    })
+}
+
+/// What an application asked for, beside the descriptor.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) kind: Kind,
+    pub(crate) requested: String,
+    pub(crate) path: Option<&'a Path>,
+    pub(crate) backlog: Option<u32>,
+}
+
+/// Describes a descriptor of this process for the manifest.
+pub(crate) fn describe(asked: &Asked<'_>, fd: BorrowedFd<'_>) -> io::Result<Entry> {
+    let file = file_identity(fd)?;
+    let socket = if is_socket(file) { Some(socket_identity(fd)?) } else { None };
+    let address = match (asked.path, &socket) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(socket)) => socket.local.clone(),
+        (None, None) => String::new(),
+    };
+    Ok(Entry {
+        name: asked.name.to_owned(),
+        kind: asked.kind.clone(),
+        address,
+        requested: asked.requested.clone(),
+        path: asked.path.map(|path| path.as_os_str().as_bytes().to_vec()),
+        path_inode: asked.path.and_then(path_inode),
+        backlog: asked.backlog,
+        file,
+        socket,
+    })
+}
+
+/// Brings the parts of an entry up to date that change in a life: whether it listens.
+pub(crate) fn refresh(entry: &mut Entry, fd: BorrowedFd<'_>) -> io::Result<()> {
+    if entry.socket.is_some() {
+        entry.socket = Some(socket_identity(fd)?);
+    }
+    Ok(())
+}
+
+/// Holds a received descriptor against its entry in the manifest. Every check is reported, also those that hold.
+///
+/// `namespace` is this process's own; `None` skips that check, as do kernels that cannot tell.
+pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>) -> io::Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    let mut check = |check: &'static str, expected: String, found: String| {
+        checks.push(Check { check, ok: expected == found, expected, found });
+    };
+    let file = file_identity(fd)?;
+    check("file-type", file_type(entry.file.kind), file_type(file.kind));
+    let Some(expected) = &entry.socket else {
+        check("file", format!("{}:{}", entry.file.device, entry.file.inode), format!("{}:{}", file.device, file.inode));
+        if let Some((domain, kind)) = shape(&entry.kind) {
+            check("kind", format!("{domain} {kind}"), file_type(file.kind));
+        }
+        return Ok(checks);
+    };
+    if !is_socket(file) {
+        return Ok(checks);
+    }
+    let found = socket_identity(fd)?;
+    if let Some((domain, kind)) = shape(&entry.kind) {
+        check("kind", format!("{domain} {kind}"), format!("{} {}", family(found.domain), socket_type(found.kind)));
+    }
+    check("cookie", format!("{:x}", expected.cookie), format!("{:x}", found.cookie));
+    check("family", family(expected.domain), family(found.domain));
+    check("type", socket_type(expected.kind), socket_type(found.kind));
+    check("listening", expected.listening.to_string(), found.listening.to_string());
+    check("address", expected.local.clone(), found.local.clone());
+    if entry.kind != Kind::Raw {
+        let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+        check("non-blocking", "true".to_owned(), flags.contains(OFlag::O_NONBLOCK).to_string());
+    }
+    let inet = found.domain == libc::AF_INET || found.domain == libc::AF_INET6;
+    if let (true, Some(ours), Some(theirs)) = (inet, namespace, found.network_namespace) {
+        check("network-namespace", ours.to_string(), theirs.to_string());
+    }
+    Ok(checks)
+}
+
+/// Family and type that a kind stands for; the family of an internet socket may be either.
+fn shape(kind: &Kind) -> Option<(&'static str, &'static str)> {
+    match kind {
+        Kind::TcpListener => Some(("inet", "stream")),
+        Kind::Udp => Some(("inet", "datagram")),
+        Kind::UnixListener => Some(("unix", "stream")),
+        Kind::SeqpacketListener => Some(("unix", "seqpacket")),
+        Kind::UnixDatagram => Some(("unix", "datagram")),
+        Kind::Raw | Kind::Other(_) => None,
+    }
+}
+
+fn family(domain: i32) -> String {
+    match domain {
+        libc::AF_INET | libc::AF_INET6 => "inet".to_owned(),
+        libc::AF_UNIX => "unix".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn socket_type(kind: i32) -> String {
+    match kind {
+        libc::SOCK_STREAM => "stream".to_owned(),
+        libc::SOCK_DGRAM => "datagram".to_owned(),
+        libc::SOCK_SEQPACKET => "seqpacket".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn file_type(kind: u32) -> String {
+    let word = match kind as libc::mode_t {
+        libc::S_IFSOCK => "socket",
+        libc::S_IFIFO => "pipe",
+        libc::S_IFREG => "file",
+        libc::S_IFDIR => "folder",
+        libc::S_IFCHR => "character device",
+        libc::S_IFBLK => "block device",
+        // An anonymous inode: eventfd, epoll, timerfd.
+        0 => "anonymous",
+        other => return format!("{other:o}"),
+    };
+    word.to_owned()
+}
+
+/// Whether two addresses of one port cannot both be bound: the same, or one of them a wildcard (ip(7)).
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let wildcard = one.ip().is_unspecified() || other.ip().is_unspecified();
+    let families_meet = one.is_ipv4() == other.is_ipv4()
+        || (one.is_ipv6() && one.ip().is_unspecified())
+        || (other.is_ipv6() && other.ip().is_unspecified());
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || (wildcard && families_meet))
+}
+
+/// Device and inode of what is at a path.
+pub(crate) fn path_inode(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    fn asked(name: &str, kind: Kind) -> Asked<'_> {
+        Asked { name, kind, requested: String::new(), path: None, backlog: None }
+    }
+
+    #[test]
+    fn a_true_entry_passes_every_check() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let entry = describe(&asked("web", Kind::TcpListener), listener.as_fd()).unwrap();
+        let checks = examine(&entry, listener.as_fd(), crate::namespace::own_network_namespace()).unwrap();
+        assert!(checks.iter().all(|check| check.ok), "{checks:?}");
+        assert!(checks.len() >= 7, "{checks:?}");
+    }
+
+    #[test]
+    fn each_lie_fails_its_own_check() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = describe(&asked("web", Kind::TcpListener), listener.as_fd()).unwrap();
+        let failed = |entry: &Entry, fd: BorrowedFd<'_>, namespace| -> Vec<&'static str> {
+            let checks = examine(entry, fd, namespace).unwrap();
+            checks.iter().filter(|check| !check.ok).map(|check| check.check).collect()
+        };
+        assert_eq!(failed(&entry, listener.as_fd(), None), ["non-blocking"]);
+        listener.set_nonblocking(true).unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        other.set_nonblocking(true).unwrap();
+        assert_eq!(failed(&entry, other.as_fd(), None), ["cookie", "address"]);
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.set_nonblocking(true).unwrap();
+        assert_eq!(failed(&entry, udp.as_fd(), None), ["kind", "cookie", "type", "listening", "address"]);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(failed(&entry, file.as_fd(), None), ["file-type"]);
+        let raw = describe(&asked("raw", Kind::Raw), file.as_fd()).unwrap();
+        let zero = std::fs::File::open("/dev/zero").unwrap();
+        assert_eq!(failed(&raw, zero.as_fd(), None), ["file"]);
+        assert_eq!(failed(&entry, listener.as_fd(), Some(1)), ["network-namespace"]);
+    }
+
+    #[test]
+    fn addresses_overlap_by_wildcard_and_port() {
+        let overlaps = |one: &str, other: &str| overlap(one.parse().unwrap(), other.parse().unwrap());
+        assert!(overlaps("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(overlaps("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(overlaps("[::]:80", "127.0.0.1:80"));
+        assert!(!overlaps("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!overlaps("0.0.0.0:80", "127.0.0.1:81"));
+        assert!(!overlaps("0.0.0.0:0", "127.0.0.1:0"));
+        assert!(!overlaps("[::1]:80", "0.0.0.0:80"));
+    }
+}

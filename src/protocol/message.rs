@@ -1,0 +1,317 @@
+//! The messages: one kind byte and one plain struct each. What a peer sends is checked here, once.
+
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Refusal;
+use crate::manifest::{Entry, MAX_ENTRIES, check_name};
+use crate::status::{ListenerStatus, Status};
+use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
+use crate::words::words;
+
+/// The protocol versions that this crate speaks.
+pub(crate) const VERSIONS: (u32, u32) = (1, 1);
+/// The most entries in one frame; the sender stays under 64 KiB as well.
+const MAX_PER_FRAME: usize = 4096;
+/// The most names of each kind that a report on the wire lists; the counts are always whole.
+pub(crate) const MAX_REPORTED: usize = 256;
+
+words! {
+    /// What a successor wants of the owner.
+    #[derive(Default)]
+    pub(crate) enum Wants {
+        /// Everything, and to become the owner.
+        #[default]
+        Takeover = "takeover",
+        /// The entries alone, for a look; then it aborts.
+        Rehearsal = "rehearsal",
+    }
+}
+
+/// The first message of a successor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) min_version: u32,
+    pub(crate) max_version: u32,
+    /// Random: names this takeover in the lock file.
+    pub(crate) nonce: u64,
+    #[serde(default)]
+    pub(crate) pid: u32,
+    #[serde(default)]
+    pub(crate) app_version: String,
+    #[serde(default)]
+    pub(crate) wants: Wants,
+    #[serde(default)]
+    pub(crate) network_namespace: Option<u64>,
+}
+
+/// What the owner will send, and how long it will wait for what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Offer {
+    /// The version chosen from the range of the `Hello`.
+    pub(crate) version: u32,
+    /// The owner's generation.
+    pub(crate) generation: u64,
+    /// How many entries the `Entries` frames hold together.
+    pub(crate) entries: u32,
+    /// How many descriptors come: the entries, and before them what belongs to the family.
+    pub(crate) descriptors: u32,
+    #[serde(default)]
+    pub(crate) pid: u32,
+    #[serde(default)]
+    pub(crate) app_version: String,
+    /// The longest that the owner takes from `Ready` to `Released`.
+    pub(crate) release_ms: u64,
+    /// How long the owner waits for `Owning` after `Released`.
+    pub(crate) commit_ms: u64,
+    /// The longest silence while the successor warms up.
+    pub(crate) stall_ms: u64,
+    /// The longest warm-up in all.
+    pub(crate) warm_up_ms: u64,
+    /// The backlog of the control socket: the new owner listens with it again.
+    #[serde(default)]
+    pub(crate) backlog: Option<u32>,
+    /// Device and inode of the control path, as its maker recorded them.
+    #[serde(default)]
+    pub(crate) path_inode: Option<(u64, u64)>,
+}
+
+/// A part of the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Entries {
+    #[serde(deserialize_with = "bounded")]
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// The successor has room for all descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Room {
+    pub(crate) descriptors: u32,
+}
+
+/// All descriptors of one frame arrived and are what they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Ack {
+    /// How many descriptors have been received and checked so far, all together.
+    pub(crate) descriptors: u32,
+}
+
+/// The warm-up goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    #[serde(default)]
+    pub(crate) text: String,
+}
+
+/// The successor is ready to own. The names are cut to a number; the counts are whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    #[serde(default)]
+    pub(crate) adopted: u32,
+    #[serde(default, deserialize_with = "bounded")]
+    pub(crate) bound: Vec<String>,
+    #[serde(default, deserialize_with = "bounded")]
+    pub(crate) dropped: Vec<String>,
+    #[serde(default, deserialize_with = "bounded")]
+    pub(crate) missing: Vec<String>,
+}
+
+/// The owner lock is free, for this takeover alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Released {
+    pub(crate) nonce: u64,
+}
+
+/// The successor holds the owner lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Owning {
+    pub(crate) generation: u64,
+}
+
+/// The predecessor may drain: nobody will ask it back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Confirmed {}
+
+/// How far the predecessor is with what it had in flight.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Draining {
+    #[serde(default)]
+    pub(crate) in_flight: u64,
+    /// Until the drain deadline.
+    #[serde(default)]
+    pub(crate) left_ms: Option<u64>,
+}
+
+/// The predecessor's last words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Bye {
+    /// Whether the drain deadline ended what was in flight.
+    #[serde(default)]
+    pub(crate) forced: bool,
+    #[serde(default)]
+    pub(crate) in_flight: u64,
+}
+
+words! {
+    /// What a control client asks. None of these changes anything but `Stop`.
+    pub(crate) enum Question {
+        /// One status.
+        Status = "status",
+        /// A status now and after each change.
+        Watch = "watch",
+        /// Leave without a successor.
+        Stop = "stop",
+    }
+}
+
+/// The first message of a control client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Ask {
+    pub(crate) question: Question,
+}
+
+/// A part of the listeners of a status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Listeners {
+    #[serde(deserialize_with = "bounded")]
+    pub(crate) listeners: Vec<ListenerStatus>,
+}
+
+/// What was asked is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Done {}
+
+/// Reads a list and gives up at the limit, before anything is allocated for what is beyond it.
+fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
+        type Value = Vec<T>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "a list of at most {MAX_PER_FRAME}")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                if list.len() == MAX_PER_FRAME {
+                    return Err(serde::de::Error::custom("too many items"));
+                }
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(Bounded(std::marker::PhantomData))
+}
+
+/// One list makes the enum, the kind bytes, the encoder and the decoder, so that they cannot disagree.
+macro_rules! messages {
+    ($($(#[$doc:meta])* $kind:literal $name:ident $word:literal;)*) => {
+        /// Every message, by name.
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Message {
+            $($(#[$doc])* $name($name),)*
+            /// Descriptors ride on this header; it has no body.
+            Descriptors(u16),
+            /// A kind of a newer version that may be skipped.
+            Unknown(u8),
+        }
+
+        $(impl From<$name> for Message {
+            fn from(body: $name) -> Message {
+                Message::$name(body)
+            }
+        })*
+
+        impl Message {
+            /// The kind byte on the wire.
+            pub(crate) fn kind(&self) -> u8 {
+                match self {
+                    $(Message::$name(_) => $kind,)*
+                    Message::Descriptors(_) => DESCRIPTORS,
+                    Message::Unknown(kind) => *kind,
+                }
+            }
+
+            /// Its name in the log.
+            pub(crate) fn word(&self) -> &'static str {
+                match self {
+                    $(Message::$name(_) => $word,)*
+                    Message::Descriptors(_) => "descriptors",
+                    Message::Unknown(_) => "unknown",
+                }
+            }
+
+            /// The body; empty for the kinds that have none.
+            pub(crate) fn body(&self) -> Vec<u8> {
+                match self {
+                    $(Message::$name(body) => encode_body(body),)*
+                    Message::Descriptors(_) | Message::Unknown(_) => Vec::new(),
+                }
+            }
+
+            /// Reads a frame into a message.
+            pub(crate) fn decode(frame: &Frame) -> Result<Message, Fault> {
+                if frame.header.kind != DESCRIPTORS && frame.header.descriptors != 0 {
+                    return Err(Fault::UnexpectedDescriptors);
+                }
+                let message = match frame.header.kind {
+                    $($kind => Message::$name(decode_body($word, &frame.body)?),)*
+                    DESCRIPTORS if !frame.body.is_empty() => return Err(Fault::TrailingBytes),
+                    DESCRIPTORS if frame.header.descriptors == 0 => return Err(Fault::UnexpectedDescriptors),
+                    DESCRIPTORS => Message::Descriptors(frame.header.descriptors),
+                    kind if frame.header.flags & OPTIONAL != 0 => Message::Unknown(kind),
+                    kind => return Err(Fault::UnknownKind(kind)),
+                };
+                message.check()?;
+                Ok(message)
+            }
+        }
+    };
+}
+
+/// The kind that carries descriptors.
+const DESCRIPTORS: u8 = 6;
+
+messages! {
+    1 Hello "hello";
+    2 Refused "refused";
+    3 Offer "offer";
+    4 Entries "entries";
+    5 Room "room";
+    7 Ack "ack";
+    8 Progress "progress";
+    9 Ready "ready";
+    10 Released "released";
+    11 Owning "owning";
+    12 Confirmed "confirmed";
+    13 Draining "draining";
+    14 Bye "bye";
+    15 Abort "abort";
+    32 Ask "ask";
+    33 Status "status";
+    34 Listeners "listeners";
+    35 Done "done";
+}
+
+/// Refused before anything was offered.
+pub(crate) type Refused = Refusal;
+/// The end of a takeover before its commit, by either side: the same words as a refusal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Abort(pub(crate) Refusal);
+
+impl Message {
+    /// What serde cannot check.
+    fn check(&self) -> Result<(), Fault> {
+        match self {
+            Message::Offer(offer) if offer.entries > MAX_ENTRIES => Err(Fault::Body("offer")),
+            Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
+            Message::Hello(hello) if hello.min_version > hello.max_version => Err(Fault::Body("hello")),
+            Message::Entries(list) if list.entries.is_empty() => Err(Fault::Body("entries")),
+            Message::Entries(list) if list.entries.iter().any(|entry| check_name(&entry.name).is_err()) => {
+                Err(Fault::Body("entries"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

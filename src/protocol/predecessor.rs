@@ -1,0 +1,764 @@
+//! The owner's side: offers, sends, waits for ready, lets go, and takes back where the successor fails.
+//!
+//! One machine for the whole time in which a process owns or drains. It has no socket and no clock: [`Input`] goes in,
+//! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
+//! believes about the owner lock is true, because nobody but this process can take that lock from it.
+
+use std::time::Duration;
+
+use super::message::{Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, VERSIONS, Wants};
+use super::{Deadlines, FAMILY_SLOTS, Timer};
+use crate::error::{Refusal, Who};
+use crate::status::Phase;
+use crate::wire::MAX_DESCRIPTORS;
+
+/// One connection on the control socket, by a number that is never used again.
+pub(crate) type Peer = u64;
+
+/// How many descriptor frames may be under way without an `Ack`: unix(7) counts descriptors in flight per user against
+/// the sender's soft limit (`ETOOMANYREFS`), and 2 * 253 fits the common one of 1,024.
+const WINDOW: u32 = 2 * MAX_DESCRIPTORS as u32;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Input {
+    /// The application of a first start is ready to serve.
+    Ready,
+    /// A peer said something.
+    Message(Peer, Message),
+    /// A peer broke the protocol; its connection is of no more use.
+    Fault(Peer, String),
+    /// The connection ended, after everything in it was read.
+    Gone(Peer),
+    /// The process at the other end is dead, as its pidfd says.
+    Died(Peer),
+    /// A deadline passed.
+    Expired(Timer),
+    /// The answer to [`Output::Claim`]: the generation that the lock file holds, or `None` where another has the lock.
+    Claimed(Option<u64>),
+    /// The application has let go of its exclusive work.
+    AppReleased,
+    /// The application, or somebody who may, wants this process to leave.
+    Stop,
+    /// What was in flight is now this much.
+    InFlight { in_flight: u64, left: Option<Duration> },
+    /// Nothing is in flight any more, or the drain deadline has passed.
+    Finish { forced: bool, in_flight: u64 },
+}
+
+/// How the owner lock is to be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Claim {
+    /// The takeover lock is held from the offer on: byte 0 alone.
+    Shared,
+    /// The takeover lock exclusively first, so that no third process is in between.
+    Exclusive,
+    /// Byte 0 alone, because a stopped successor may keep byte 1 for ever; the nonce in the file decides.
+    Bare,
+}
+
+/// Why the application is told to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A successor owns the service.
+    Successor,
+    /// A stop was asked for.
+    Stopped,
+}
+
+/// What the application is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Notice {
+    /// Let go of exclusive work, then say so.
+    Release,
+    /// Take everything up again.
+    Resume,
+    /// Stop accepting and drain.
+    Leave(Reason),
+    /// Nothing is left to do: exit.
+    Exit,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Output {
+    Send(Peer, Message),
+    /// Send a refusal, with the time that the driver knows, and close.
+    Refuse(Peer, Refusal),
+    /// Send all entries, in as many frames as it takes.
+    SendManifest(Peer),
+    /// Send these descriptors, at most 253.
+    SendDescriptors {
+        peer: Peer,
+        first: u32,
+        count: u16,
+    },
+    /// Answer with a status now, and after each change where `watch` is set.
+    Tell {
+        peer: Peer,
+        watch: bool,
+    },
+    /// Close once everything that was sent is written.
+    Close(Peer),
+    /// Take byte 1 shared.
+    JoinTakeover,
+    /// Give byte 1 back.
+    LeaveTakeover,
+    /// Write generation and nonce into the lock file.
+    Record {
+        generation: u64,
+        nonce: u64,
+    },
+    /// Deregister the control listener; keep it open.
+    StopControl,
+    /// Listen again, register again.
+    StartControl,
+    /// Give byte 0 back.
+    Unlock,
+    /// Try to take byte 0 back; answer with [`Input::Claimed`].
+    Claim(Claim),
+    Tells(Notice),
+    Arm(Timer, Duration),
+    Disarm(Timer),
+}
+
+/// Descriptors on their way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Transfer {
+    total: u32,
+    sent: u32,
+    acked: u32,
+}
+
+/// How far a takeover is before its release.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Offered,
+    Sending(Transfer),
+    WarmingUp,
+    /// The application has been told `Release`.
+    Releasing,
+}
+
+/// The successor of the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Heir {
+    peer: Peer,
+    nonce: u64,
+    who: Who,
+    progress: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    /// Owns, and the application is not ready yet.
+    Starting,
+    Serving,
+    /// A successor is at it; this process holds byte 0.
+    HandingOver(Heir, Step),
+    /// Byte 0 is free for the heir.
+    Released(Heir),
+    /// The heir did not say `Owning` in time, and the lock is not to be had: it lives, or somebody does.
+    Silent(Heir),
+    /// The heir owns. `confirmed`: byte 1 is given back. `bare`: patience with byte 1 is over.
+    Leaving {
+        heir: Heir,
+        confirmed: bool,
+        bare: bool,
+        finish: Option<(bool, u64)>,
+    },
+    Stopping,
+    Gone,
+}
+
+/// A look at the entries by somebody who takes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Rehearsal {
+    peer: Peer,
+    transfer: Option<Transfer>,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Predecessor {
+    generation: u64,
+    entries: u32,
+    exclusive: bool,
+    deadlines: Deadlines,
+    identity: Who,
+    backlog: u32,
+    path_inode: Option<(u64, u64)>,
+    stage: Stage,
+    rehearsal: Option<Rehearsal>,
+    /// A stop was asked for while a takeover was past `Ready`.
+    stopping: bool,
+    /// The application was told `Release` and has not answered; the takeover it was for may be over.
+    owed: bool,
+}
+
+impl Predecessor {
+    /// The machine of a process that has just become the owner of `generation`.
+    pub(crate) fn new(
+        generation: u64,
+        entries: u32,
+        exclusive: bool,
+        deadlines: Deadlines,
+        identity: Who,
+        backlog: u32,
+    ) -> Predecessor {
+        Predecessor {
+            generation,
+            entries,
+            exclusive,
+            deadlines,
+            identity,
+            backlog,
+            path_inode: None,
+            stage: Stage::Starting,
+            rehearsal: None,
+            stopping: false,
+            owed: false,
+        }
+    }
+
+    /// The generation that this process owns, or owned last.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How many entries the next offer has.
+    pub(crate) fn set_entries(&mut self, entries: u32) {
+        self.entries = entries;
+    }
+
+    /// What the next offer says of the control path.
+    pub(crate) fn set_path_inode(&mut self, inode: Option<(u64, u64)>) {
+        self.path_inode = inode;
+    }
+
+    /// Whether this process holds the owner lock.
+    pub(crate) fn owns(&self) -> bool {
+        matches!(self.stage, Stage::Starting | Stage::Serving | Stage::HandingOver(..) | Stage::Stopping)
+    }
+
+    /// Whether this peer is the successor of a takeover that is past its release: its death still matters.
+    pub(crate) fn is_leaving_to(&self, peer: Peer) -> bool {
+        self.is_heir(peer) && !matches!(self.stage, Stage::HandingOver(..))
+    }
+
+    /// The phase for a status.
+    pub(crate) fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Starting => Phase::Starting,
+            Stage::Serving => Phase::Serving,
+            Stage::HandingOver(..) | Stage::Released(_) | Stage::Silent(_) => Phase::HandingOver,
+            Stage::Leaving { .. } => Phase::Draining,
+            Stage::Stopping | Stage::Gone => Phase::Stopping,
+        }
+    }
+
+    /// Who takes over at the moment, how far that is, and what was last said of the warm-up.
+    pub(crate) fn takeover(&self) -> Option<(&Who, &'static str, &str)> {
+        let (heir, step) = match &self.stage {
+            Stage::HandingOver(heir, step) => (
+                heir,
+                match step {
+                    Step::Offered => "offered",
+                    Step::Sending(_) => "sending",
+                    Step::WarmingUp => "warming-up",
+                    Step::Releasing => "releasing",
+                },
+            ),
+            Stage::Released(heir) => (heir, "released"),
+            Stage::Silent(heir) => (heir, "silent"),
+            _ => return None,
+        };
+        Some((&heir.who, step, &heir.progress))
+    }
+
+    /// Takes one input; appends what is to be done, in order.
+    pub(crate) fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Ready => {
+                if self.stage == Stage::Starting {
+                    self.serve(out);
+                }
+            }
+            Input::Message(peer, message) => self.message(peer, message, out),
+            Input::Fault(peer, what) => self.fault(peer, what, out),
+            Input::Gone(peer) => self.gone(peer, out),
+            Input::Died(peer) => {
+                out.push(Output::Close(peer));
+                self.gone(peer, out);
+            }
+            Input::Expired(timer) => self.expired(timer, out),
+            Input::Claimed(found) => self.claimed(found, out),
+            Input::AppReleased => self.app_released(out),
+            Input::Stop => self.stop(out),
+            Input::InFlight { in_flight, left } => {
+                if let Stage::Leaving { heir, .. } = &self.stage {
+                    let left_ms = left.map(|left| left.as_millis() as u64);
+                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms }.into()));
+                }
+            }
+            Input::Finish { forced, in_flight } => self.finish(forced, in_flight, out),
+        }
+    }
+
+    fn message(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
+        match message {
+            Message::Unknown(_) => {}
+            Message::Hello(hello) => self.hello(peer, hello, out),
+            Message::Ask(ask) => match ask.question {
+                Question::Status => out.push(Output::Tell { peer, watch: false }),
+                Question::Watch => out.push(Output::Tell { peer, watch: true }),
+                Question::Stop => {
+                    out.push(Output::Send(peer, Done {}.into()));
+                    self.stop(out);
+                }
+                Question::Unknown => {
+                    out.push(Output::Refuse(peer, Refusal::new("unsupported", "this version cannot do that")));
+                }
+            },
+            message if self.is_rehearsal(peer) => self.rehearse(peer, message, out),
+            message if self.is_heir(peer) => self.takeover_message(peer, message, out),
+            message => self.fault(peer, format!("{} out of order", message.word()), out),
+        }
+    }
+
+    /// A takeover or a rehearsal is asked for.
+    fn hello(&mut self, peer: Peer, hello: Hello, out: &mut Vec<Output>) {
+        if self.is_heir(peer) || self.is_rehearsal(peer) {
+            return self.fault(peer, "a second hello".to_owned(), out);
+        }
+        if let Err(refusal) = self.admit(&hello) {
+            return out.push(Output::Refuse(peer, refusal));
+        }
+        let rehearsal = hello.wants == Wants::Rehearsal;
+        let family = if rehearsal { 0 } else { FAMILY_SLOTS };
+        let offer = Offer {
+            version: hello.max_version.min(VERSIONS.1),
+            generation: self.generation,
+            entries: self.entries,
+            descriptors: family + self.entries,
+            pid: self.identity.pid,
+            app_version: self.identity.app_version.clone(),
+            release_ms: self.deadlines.release.as_millis() as u64,
+            commit_ms: self.deadlines.commit.as_millis() as u64,
+            stall_ms: self.deadlines.stall.as_millis() as u64,
+            warm_up_ms: self.deadlines.warm_up.as_millis() as u64,
+            backlog: Some(self.backlog),
+            path_inode: self.path_inode,
+        };
+        if rehearsal {
+            self.rehearsal = Some(Rehearsal { peer, transfer: None });
+            out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
+        } else {
+            // A real takeover never waits for a rehearsal.
+            self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
+            let who = Who { pid: hello.pid, app_version: hello.app_version };
+            let heir = Heir { peer, nonce: hello.nonce, who, progress: String::new() };
+            // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
+            // after this process has died must lose against the one that has the newer listeners.
+            out.push(Output::JoinTakeover);
+            out.push(Output::Record { generation: self.generation, nonce: heir.nonce });
+            out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
+            self.stage = Stage::HandingOver(heir, Step::Offered);
+        }
+        out.push(Output::Send(peer, offer.into()));
+        out.push(Output::SendManifest(peer));
+    }
+
+    /// Whether a `Hello` may be answered with an offer.
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
+        if hello.max_version < VERSIONS.0 || hello.min_version > VERSIONS.1 {
+            let (min, max) = VERSIONS;
+            return Err(Refusal::new(
+                "version",
+                format!(
+                    "this owner speaks versions {min} to {max}, the successor {} to {}",
+                    hello.min_version, hello.max_version
+                ),
+            ));
+        }
+        if hello.wants == Wants::Unknown {
+            return Err(Refusal::new("unsupported", "this version does not know what the successor wants"));
+        }
+        let later = |code, message: &str, ms| Err(Refusal { retry_after_ms: Some(ms), ..Refusal::new(code, message) });
+        match &self.stage {
+            Stage::Starting => later("starting", "the owner is not ready yet", 200),
+            _ if self.stopping => later("stopping", "the owner is about to stop", 500),
+            Stage::Stopping | Stage::Gone => later("stopping", "the owner is about to stop", 500),
+            Stage::Leaving { .. } => later("draining", "this process is no longer the owner", 100),
+            Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) => Err(Refusal {
+                who: Some(heir.who.clone()),
+                retry_after_ms: Some(1000),
+                ..Refusal::new("busy", "another successor is at it")
+            }),
+            Stage::Serving if self.owed => {
+                later("releasing", "the application has not yet answered an earlier release", 1000)
+            }
+            Stage::Serving if hello.wants == Wants::Rehearsal && self.rehearsal.is_some() => {
+                later("busy", "another rehearsal is at it", 1000)
+            }
+            Stage::Serving => Ok(()),
+        }
+    }
+
+    fn takeover_message(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
+        match (&mut self.stage, message) {
+            (Stage::HandingOver(_, step @ Step::Offered), Message::Room(room)) => {
+                let total = FAMILY_SLOTS + self.entries;
+                if room.descriptors < total {
+                    let why = Refusal::new("no-room", "the successor has too little room for descriptors");
+                    return self.abort(why, out);
+                }
+                let mut transfer = Transfer { total, sent: 0, acked: 0 };
+                pump(peer, &mut transfer, out);
+                *step = Step::Sending(transfer);
+                out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
+            }
+            (Stage::HandingOver(_, step), Message::Ack(ack)) => {
+                let Step::Sending(transfer) = step else {
+                    return self.fault(peer, "ack out of order".to_owned(), out);
+                };
+                if ack.descriptors <= transfer.acked || ack.descriptors > transfer.sent {
+                    return self.fault(peer, "ack of something that was not sent".to_owned(), out);
+                }
+                transfer.acked = ack.descriptors;
+                if transfer.acked < transfer.total {
+                    pump(peer, transfer, out);
+                    out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
+                } else {
+                    *step = Step::WarmingUp;
+                    out.push(Output::Disarm(Timer::Handshake));
+                    out.push(Output::Arm(Timer::Stall, self.deadlines.stall));
+                    out.push(Output::Arm(Timer::WarmUp, self.deadlines.warm_up));
+                }
+            }
+            (Stage::HandingOver(heir, Step::WarmingUp), Message::Progress(progress)) => {
+                heir.progress = progress.text;
+                out.push(Output::Arm(Timer::Stall, self.deadlines.stall));
+            }
+            (Stage::HandingOver(_, step @ Step::WarmingUp), Message::Ready(_)) => {
+                *step = Step::Releasing;
+                out.push(Output::Disarm(Timer::Stall));
+                out.push(Output::Disarm(Timer::WarmUp));
+                if self.exclusive {
+                    self.owed = true;
+                    out.push(Output::Arm(Timer::Release, self.deadlines.release));
+                    out.push(Output::Tells(Notice::Release));
+                } else {
+                    self.release(out);
+                }
+            }
+            (Stage::HandingOver(..), Message::Abort(_)) => {
+                self.back_out(out);
+                out.push(Output::Close(peer));
+            }
+            // It has the descriptors and gives up between the unlock and its lock: nobody holds byte 0 now.
+            (Stage::Released(_) | Stage::Silent(_), Message::Abort(_)) => out.push(Output::Claim(Claim::Shared)),
+            (Stage::Released(heir) | Stage::Silent(heir), Message::Owning(_)) => {
+                self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, bare: false, finish: None };
+                out.push(Output::Disarm(Timer::Commit));
+                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                out.push(Output::Tells(Notice::Leave(Reason::Successor)));
+            }
+            (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
+            (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
+        }
+    }
+
+    /// The application has let go of what must not run twice.
+    fn app_released(&mut self, out: &mut Vec<Output>) {
+        // An answer to a release that was called off is taken note of and changes nothing.
+        self.owed = false;
+        if let Stage::HandingOver(_, Step::Releasing) = self.stage {
+            self.release(out);
+        }
+    }
+
+    /// Lets go of the owner lock. From here on the kernel says who owns.
+    fn release(&mut self, out: &mut Vec<Output>) {
+        let Stage::HandingOver(heir, _) = &self.stage else { return };
+        let heir = heir.clone();
+        out.push(Output::Disarm(Timer::Release));
+        // Before the unlock: nobody but the next owner may accept on the control socket.
+        out.push(Output::StopControl);
+        out.push(Output::Record { generation: self.generation, nonce: heir.nonce });
+        out.push(Output::Unlock);
+        out.push(Output::Send(heir.peer, Released { nonce: heir.nonce }.into()));
+        out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
+        self.stage = Stage::Released(heir);
+    }
+
+    fn confirmed(&mut self, out: &mut Vec<Output>) {
+        if let Stage::Leaving { confirmed, finish, .. } = &mut self.stage {
+            *confirmed = true;
+            out.push(Output::LeaveTakeover);
+            if finish.is_some() {
+                out.push(Output::Claim(Claim::Exclusive));
+            }
+        }
+    }
+
+    fn gone(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        if self.is_rehearsal(peer) {
+            self.rehearsal = None;
+            out.push(Output::Disarm(Timer::Rehearsal));
+        }
+        if !self.is_heir(peer) {
+            return;
+        }
+        match &mut self.stage {
+            Stage::HandingOver(..) => self.back_out(out),
+            Stage::Released(_) | Stage::Silent(_) => out.push(Output::Claim(Claim::Shared)),
+            Stage::Leaving { confirmed, bare, .. } => {
+                let claim = claim_of(*confirmed, *bare);
+                if *confirmed && !*bare {
+                    out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
+                }
+                out.push(Output::Claim(claim));
+            }
+            _ => {}
+        }
+    }
+
+    fn expired(&mut self, timer: Timer, out: &mut Vec<Output>) {
+        match (timer, &mut self.stage) {
+            (Timer::Rehearsal, _) => {
+                self.end_rehearsal(Refusal::new("deadline", "a rehearsal takes five seconds at most"), out);
+            }
+            (Timer::Handshake, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
+                self.abort(Refusal::new("deadline", "the successor did not answer in time"), out);
+            }
+            (Timer::Stall, Stage::HandingOver(_, Step::WarmingUp)) => {
+                self.abort(Refusal::new("deadline", "no progress of the warm-up"), out);
+            }
+            (Timer::WarmUp, Stage::HandingOver(_, Step::WarmingUp)) => {
+                self.abort(Refusal::new("deadline", "the warm-up took too long"), out);
+            }
+            (Timer::Release, Stage::HandingOver(_, Step::Releasing)) => {
+                self.abort(Refusal::new("release", "the old application did not let go in time"), out);
+            }
+            (Timer::Commit | Timer::Probe, Stage::Released(_) | Stage::Silent(_)) => {
+                out.push(Output::Claim(Claim::Shared));
+            }
+            (Timer::Commit, Stage::Leaving { confirmed, bare, .. }) => {
+                *bare = true;
+                out.push(Output::Claim(claim_of(*confirmed, true)));
+            }
+            (Timer::Probe, Stage::Leaving { confirmed, bare, .. }) => {
+                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                out.push(Output::Claim(claim_of(*confirmed, *bare)));
+            }
+            // A timer that was on its way when its state ended.
+            _ => {}
+        }
+    }
+
+    /// The kernel has said whether the lock was to be had.
+    fn claimed(&mut self, found: Option<u64>, out: &mut Vec<Output>) {
+        match (&mut self.stage, found) {
+            (Stage::Released(heir), Some(found)) | (Stage::Silent(heir), Some(found)) => {
+                let peer = heir.peer;
+                let why = Refusal::new("commit", "the successor did not take the lock in time");
+                out.push(Output::Send(peer, Abort(why).into()));
+                out.push(Output::Close(peer));
+                self.resume(found, self.exclusive, true, out);
+            }
+            (Stage::Released(heir), None) => {
+                // It lives and owns, or is about to: accept streams, do nothing exclusive, look again each second.
+                self.stage = Stage::Silent(heir.clone());
+                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+            }
+            (Stage::Silent(_), None) => out.push(Output::Arm(Timer::Probe, self.deadlines.probe)),
+            (Stage::Leaving { confirmed, .. }, Some(found)) => {
+                let joined = !*confirmed;
+                self.resume(found, true, joined, out);
+            }
+            (Stage::Leaving { confirmed: true, finish: Some((forced, in_flight)), heir, .. }, None) => {
+                let bye = Bye { forced: *forced, in_flight: *in_flight };
+                out.push(Output::Send(heir.peer, bye.into()));
+                out.push(Output::Close(heir.peer));
+                out.push(Output::Disarm(Timer::Probe));
+                out.push(Output::Disarm(Timer::Commit));
+                self.stage = Stage::Gone;
+                out.push(Output::Tells(Notice::Exit));
+            }
+            // The link broke after `Owning`, and the heir still holds the lock: it lives, and without a probation
+            // nothing but this word was missing.
+            (Stage::Leaving { confirmed: false, .. }, None) => self.confirmed(out),
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, out: &mut Vec<Output>) {
+        match &self.stage {
+            Stage::Starting | Stage::Serving => self.enter_stopping(out),
+            Stage::HandingOver(_, Step::Releasing) | Stage::Released(_) | Stage::Silent(_) => self.stopping = true,
+            Stage::HandingOver(..) => {
+                self.stopping = true;
+                self.abort(Refusal::new("stopping", "the owner was asked to stop"), out);
+            }
+            Stage::Leaving { .. } | Stage::Stopping | Stage::Gone => {}
+        }
+    }
+
+    fn enter_stopping(&mut self, out: &mut Vec<Output>) {
+        self.end_rehearsal(Refusal::new("stopping", "the owner was asked to stop"), out);
+        self.stage = Stage::Stopping;
+        out.push(Output::Tells(Notice::Leave(Reason::Stopped)));
+    }
+
+    fn finish(&mut self, forced: bool, in_flight: u64, out: &mut Vec<Output>) {
+        match &mut self.stage {
+            Stage::Stopping => {
+                self.stage = Stage::Gone;
+                out.push(Output::Tells(Notice::Exit));
+            }
+            Stage::Leaving { confirmed, finish, bare, .. } => {
+                *finish = Some((forced, in_flight));
+                // The last act before a listener is closed: is there still somebody who owns?
+                if *confirmed {
+                    out.push(Output::Claim(claim_of(true, *bare)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a takeover before its release, by this side's will.
+    fn abort(&mut self, why: Refusal, out: &mut Vec<Output>) {
+        if let Stage::HandingOver(heir, _) = &self.stage {
+            out.push(Output::Send(heir.peer, Abort(why).into()));
+            out.push(Output::Close(heir.peer));
+            self.back_out(out);
+        }
+    }
+
+    /// Everything is as it was before the offer.
+    fn back_out(&mut self, out: &mut Vec<Output>) {
+        let told = matches!(self.stage, Stage::HandingOver(_, Step::Releasing)) && self.exclusive;
+        for timer in [Timer::Handshake, Timer::Stall, Timer::WarmUp, Timer::Release] {
+            out.push(Output::Disarm(timer));
+        }
+        out.push(Output::Record { generation: self.generation, nonce: 0 });
+        out.push(Output::LeaveTakeover);
+        if told {
+            out.push(Output::Tells(Notice::Resume));
+        }
+        self.serve(out);
+    }
+
+    /// Owns again, with the lock in hand.
+    fn resume(&mut self, found: u64, told: bool, joined: bool, out: &mut Vec<Output>) {
+        if found != self.generation {
+            // Somebody owned in between: a change of owner, and the number never goes back.
+            self.generation = found + 1;
+        }
+        for timer in [Timer::Commit, Timer::Probe] {
+            out.push(Output::Disarm(timer));
+        }
+        out.push(Output::Record { generation: self.generation, nonce: 0 });
+        if joined {
+            out.push(Output::LeaveTakeover);
+        }
+        out.push(Output::StartControl);
+        if told {
+            out.push(Output::Tells(Notice::Resume));
+        }
+        self.serve(out);
+    }
+
+    /// Serves, or stops where that was asked for in the meantime.
+    fn serve(&mut self, out: &mut Vec<Output>) {
+        self.stage = Stage::Serving;
+        if std::mem::take(&mut self.stopping) {
+            self.enter_stopping(out);
+        }
+    }
+
+    fn rehearse(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
+        let Some(rehearsal) = &mut self.rehearsal else { return };
+        match (&mut rehearsal.transfer, message) {
+            (None, Message::Room(room)) if room.descriptors >= self.entries => {
+                let mut transfer = Transfer { total: self.entries, sent: 0, acked: 0 };
+                pump(peer, &mut transfer, out);
+                rehearsal.transfer = Some(transfer);
+            }
+            (Some(transfer), Message::Ack(ack))
+                if ack.descriptors > transfer.acked && ack.descriptors <= transfer.sent =>
+            {
+                transfer.acked = ack.descriptors;
+                pump(peer, transfer, out);
+            }
+            (_, Message::Abort(_)) => {
+                out.push(Output::Close(peer));
+                self.gone(peer, out);
+            }
+            (_, message) => self.fault(peer, format!("{} in a rehearsal", message.word()), out),
+        }
+    }
+
+    fn end_rehearsal(&mut self, why: Refusal, out: &mut Vec<Output>) {
+        if let Some(rehearsal) = self.rehearsal.take() {
+            out.push(Output::Disarm(Timer::Rehearsal));
+            out.push(Output::Send(rehearsal.peer, Abort(why).into()));
+            out.push(Output::Close(rehearsal.peer));
+        }
+    }
+
+    /// A peer broke the protocol: it is told so, and what it was at is over.
+    fn fault(&mut self, peer: Peer, what: String, out: &mut Vec<Output>) {
+        let why = Refusal::new("protocol", what);
+        match &self.stage {
+            Stage::HandingOver(heir, _) if heir.peer == peer => return self.abort(why, out),
+            _ => {}
+        }
+        if self.is_heir(peer) {
+            out.push(Output::Close(peer));
+            self.gone(peer, out);
+        } else if self.is_rehearsal(peer) {
+            self.end_rehearsal(why, out);
+        } else {
+            out.push(Output::Refuse(peer, why));
+        }
+    }
+
+    /// Whether this peer is the successor of the moment.
+    pub(crate) fn is_heir(&self, peer: Peer) -> bool {
+        match &self.stage {
+            Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) | Stage::Leaving { heir, .. } => {
+                heir.peer == peer
+            }
+            _ => false,
+        }
+    }
+
+    fn is_rehearsal(&self, peer: Peer) -> bool {
+        self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
+    }
+}
+
+/// Which locks a leaving process takes to own again.
+fn claim_of(confirmed: bool, bare: bool) -> Claim {
+    match (confirmed, bare) {
+        (false, _) => Claim::Shared,
+        (true, false) => Claim::Exclusive,
+        (true, true) => Claim::Bare,
+    }
+}
+
+/// Sends as many descriptors as the window allows.
+fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
+    while transfer.sent < transfer.total {
+        let count = (transfer.total - transfer.sent).min(u32::from(MAX_DESCRIPTORS)) as u16;
+        if transfer.sent + u32::from(count) - transfer.acked > WINDOW {
+            return;
+        }
+        out.push(Output::SendDescriptors { peer, first: transfer.sent, count });
+        transfer.sent += u32::from(count);
+    }
+}

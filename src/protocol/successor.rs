@@ -1,0 +1,468 @@
+//! The successor's side: asks, receives, warms up, says ready, and takes the owner lock.
+//!
+//! One machine for one attempt. Taking the lock is the commit; only the kernel's answer to [`Output::TakeLock`] makes
+//! this process the owner, never a message and never the other side's silence.
+
+use std::time::Duration;
+
+use super::message::{Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants};
+use super::{FAMILY_SLOTS, READER_GRACE, Timer};
+use crate::error::{Refusal, Who};
+use crate::manifest::Entry;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Input {
+    /// The predecessor said something. Descriptors come as [`Input::Arrived`].
+    Message(Message),
+    /// The predecessor broke the protocol.
+    Fault(String),
+    /// The room for descriptors was reserved, or not.
+    Reserved(Result<(), Refusal>),
+    /// This many more descriptors arrived, and each was what the manifest says.
+    Arrived(u32),
+    /// Descriptors arrived that are not what the manifest says.
+    Lied(Refusal),
+    /// The connection ended, after everything in it was read.
+    LinkLost,
+    /// The predecessor is dead, as its pidfd says, and everything that it had sent was read.
+    Died,
+    /// A deadline passed.
+    Expired(Timer),
+    /// The answer to [`Output::TakeLock`].
+    Lock(Lock),
+    /// The application goes on warming up.
+    Progress(String),
+    /// The application is ready.
+    Ready(Ready),
+    /// The application does not want any more.
+    Cancel(Refusal),
+}
+
+/// What came of an attempt at the owner lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lock {
+    /// This process holds it, and the file holds what was offered.
+    Taken,
+    /// Another process holds it.
+    Busy,
+    /// It was free, but the file holds something else than was offered: somebody else owned in between. It was given
+    /// back at once.
+    Foreign,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Failure {
+    /// Refused before anything was offered.
+    Refused(Refusal),
+    /// The predecessor called it off.
+    GaveUp(Refusal),
+    /// This side called it off.
+    Withdrew(Refusal),
+    /// The connection ended before anything was offered: start over.
+    NotServed,
+    /// The connection ended, and the predecessor lives.
+    LinkLost,
+    /// A deadline passed.
+    Deadline(&'static str),
+    /// Somebody else became the owner.
+    Superseded,
+}
+
+/// What the process learns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Notice {
+    /// All entries that will come have come; `whole` is false where the predecessor died too early.
+    Received { whole: bool },
+    /// This process is the owner now. `cold`: the application is not ready yet.
+    Owner { cold: bool },
+    /// The attempt is over. This process never owns by it.
+    Failed(Failure),
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Output {
+    Send(Message),
+    /// The entries, in the order in which their descriptors come.
+    Keep(Vec<Entry>),
+    /// Make sure that so many descriptors can be received; answer with [`Input::Reserved`].
+    Reserve(u32),
+    /// Take byte 1 shared, through the description that came in the first batch.
+    JoinTakeover,
+    /// Give byte 1 back.
+    LeaveTakeover,
+    /// Try byte 0, compare the file with these; answer with [`Input::Lock`].
+    TakeLock {
+        generation: u64,
+        nonce: u64,
+    },
+    /// Write the new generation.
+    Record {
+        generation: u64,
+    },
+    /// Close the connection once everything is written.
+    Close,
+    Tells(Notice),
+    Arm(Timer, Duration),
+    Disarm(Timer),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    /// `Hello` is sent.
+    Greeting,
+    /// The offer is here; the manifest comes.
+    Listing {
+        offer: Offer,
+        entries: u32,
+    },
+    /// `Room` is sent; descriptors come.
+    Receiving {
+        offer: Offer,
+        got: u32,
+    },
+    /// Everything is here; the application warms up.
+    WarmingUp {
+        offer: Offer,
+    },
+    /// `Ready` is sent.
+    Waiting {
+        offer: Offer,
+    },
+    /// `Released` is here, or the predecessor is gone; the lock was busy at the first try.
+    Taking {
+        offer: Offer,
+    },
+    /// This process owns. The link stays for `Draining` and `Bye`.
+    Owner,
+    Over,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Successor {
+    nonce: u64,
+    wants: Wants,
+    handshake: Duration,
+    probe: Duration,
+    stage: Stage,
+    link: bool,
+    died: bool,
+    ready: bool,
+    predecessor: Who,
+    generation: u64,
+}
+
+impl Successor {
+    /// A new attempt; its first message is in `out`.
+    pub(crate) fn new(hello: Hello, handshake: Duration, probe: Duration, out: &mut Vec<Output>) -> Successor {
+        let successor = Successor {
+            nonce: hello.nonce,
+            wants: hello.wants,
+            handshake,
+            probe,
+            stage: Stage::Greeting,
+            link: true,
+            died: false,
+            ready: false,
+            predecessor: Who::default(),
+            generation: 0,
+        };
+        out.push(Output::Send(hello.into()));
+        out.push(Output::Arm(Timer::Handshake, handshake));
+        successor
+    }
+
+    /// The process that serves, as it told about itself in the offer.
+    pub(crate) fn predecessor(&self) -> &Who {
+        &self.predecessor
+    }
+
+    /// The generation that this process has, or will have, as the owner.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the predecessor is known to be dead.
+    pub(crate) fn predecessor_died(&self) -> bool {
+        self.died
+    }
+
+    /// The version range and the rest of a `Hello` of this crate.
+    pub(crate) fn hello(nonce: u64, who: Who, wants: Wants, network_namespace: Option<u64>) -> Hello {
+        Hello {
+            min_version: VERSIONS.0,
+            max_version: VERSIONS.1,
+            nonce,
+            pid: who.pid,
+            app_version: who.app_version,
+            wants,
+            network_namespace,
+        }
+    }
+
+    /// Takes one input; appends what is to be done, in order.
+    pub(crate) fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
+        if self.stage == Stage::Over {
+            return;
+        }
+        match input {
+            Input::Message(message) => self.message(message, out),
+            Input::Fault(what) => self.withdraw(Refusal::new("protocol", what), out),
+            Input::Reserved(room) => self.reserved(room, out),
+            Input::Arrived(count) => self.arrived(count, out),
+            Input::Lied(why) => self.withdraw(why, out),
+            Input::LinkLost => self.link_lost(out),
+            Input::Died => {
+                self.died = true;
+                self.link_lost(out);
+            }
+            Input::Expired(timer) => self.expired(timer, out),
+            Input::Lock(lock) => self.locked(lock, out),
+            Input::Progress(text) => {
+                if matches!(self.stage, Stage::WarmingUp { .. }) && self.link {
+                    out.push(Output::Send(Progress { text }.into()));
+                }
+            }
+            Input::Ready(report) => self.ready(report, out),
+            Input::Cancel(why) => self.withdraw(why, out),
+        }
+    }
+
+    fn message(&mut self, message: Message, out: &mut Vec<Output>) {
+        match (&mut self.stage, message) {
+            (_, Message::Unknown(_)) => {}
+            (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
+            (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
+            (Stage::Listing { offer, entries }, Message::Entries(list)) => {
+                *entries += list.entries.len() as u32;
+                let (have, want) = (*entries, offer.entries);
+                if have > want {
+                    return self.withdraw(Refusal::new("protocol", "more entries than offered"), out);
+                }
+                out.push(Output::Keep(list.entries));
+                out.push(Output::Arm(Timer::Handshake, self.handshake));
+                if have == want {
+                    self.listed(out);
+                }
+            }
+            (Stage::Waiting { offer }, Message::Released(released)) => {
+                if released.nonce != self.nonce {
+                    return; // For an earlier takeover: late, and void.
+                }
+                let offer = offer.clone();
+                out.push(Output::Disarm(Timer::Release));
+                out.push(Output::Arm(Timer::Commit, Duration::from_millis(offer.commit_ms) + READER_GRACE));
+                self.stage = Stage::Taking { offer };
+                self.take(out);
+            }
+            // What a drain tells is for the status; the driver reads it.
+            (Stage::Owner, Message::Draining(_) | Message::Bye(_)) => {}
+            (Stage::Owner, _) => {}
+            (_, Message::Abort(Abort(why))) => self.fail(Failure::GaveUp(why), out),
+            (_, message) => {
+                let what = format!("{} out of order", message.word());
+                self.withdraw(Refusal::new("protocol", what), out);
+            }
+        }
+    }
+
+    fn offered(&mut self, offer: Offer, out: &mut Vec<Output>) {
+        if offer.version < VERSIONS.0 || offer.version > VERSIONS.1 {
+            return self.withdraw(Refusal::new("version", format!("version {} was chosen", offer.version)), out);
+        }
+        let family = if self.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS };
+        if offer.descriptors != offer.entries + family {
+            return self.withdraw(Refusal::new("protocol", "the numbers of the offer disagree"), out);
+        }
+        self.predecessor = Who { pid: offer.pid, app_version: offer.app_version.clone() };
+        self.generation = offer.generation + 1;
+        out.push(Output::Arm(Timer::Handshake, self.handshake));
+        let none = offer.entries == 0;
+        self.stage = Stage::Listing { offer, entries: 0 };
+        if none {
+            self.listed(out);
+        }
+    }
+
+    /// The manifest is whole.
+    fn listed(&mut self, out: &mut Vec<Output>) {
+        if let Stage::Listing { offer, .. } = &self.stage {
+            out.push(Output::Reserve(offer.descriptors));
+        }
+    }
+
+    fn reserved(&mut self, room: Result<(), Refusal>, out: &mut Vec<Output>) {
+        let Stage::Listing { offer, .. } = &self.stage else { return };
+        let offer = offer.clone();
+        if let Err(why) = room {
+            return self.withdraw(why, out);
+        }
+        out.push(Output::Send(Room { descriptors: offer.descriptors }.into()));
+        out.push(Output::Arm(Timer::Handshake, self.handshake));
+        let nothing = offer.descriptors == 0;
+        self.stage = Stage::Receiving { offer, got: 0 };
+        if nothing {
+            self.received(out);
+        }
+    }
+
+    fn arrived(&mut self, count: u32, out: &mut Vec<Output>) {
+        let Stage::Receiving { offer, got } = &mut self.stage else {
+            return self.withdraw(Refusal::new("protocol", "descriptors out of order"), out);
+        };
+        let first = *got == 0;
+        *got += count;
+        let (got, total) = (*got, offer.descriptors);
+        if got > total || (first && self.wants == Wants::Takeover && count < FAMILY_SLOTS) {
+            return self.withdraw(Refusal::new("protocol", "descriptors in the wrong number"), out);
+        }
+        if first && self.wants == Wants::Takeover {
+            out.push(Output::JoinTakeover);
+        }
+        if self.link {
+            out.push(Output::Send(Ack { descriptors: got }.into()));
+        }
+        if got == total {
+            self.received(out);
+        } else {
+            out.push(Output::Arm(Timer::Handshake, self.handshake));
+        }
+    }
+
+    fn received(&mut self, out: &mut Vec<Output>) {
+        if let Stage::Receiving { offer, .. } = &self.stage {
+            self.stage = Stage::WarmingUp { offer: offer.clone() };
+            out.push(Output::Disarm(Timer::Handshake));
+            out.push(Output::Tells(Notice::Received { whole: true }));
+        }
+    }
+
+    fn ready(&mut self, report: Ready, out: &mut Vec<Output>) {
+        match &self.stage {
+            Stage::WarmingUp { offer } => {
+                let offer = offer.clone();
+                self.ready = true;
+                if self.link {
+                    out.push(Output::Send(report.into()));
+                    out.push(Output::Arm(Timer::Release, Duration::from_millis(offer.release_ms) + READER_GRACE));
+                    self.stage = Stage::Waiting { offer };
+                } else {
+                    // Nobody to ask: only the lock or the pidfd can tell now.
+                    out.push(Output::Arm(Timer::Commit, Duration::from_millis(offer.commit_ms) + READER_GRACE));
+                    self.stage = Stage::Taking { offer };
+                    self.take(out);
+                }
+            }
+            Stage::Taking { .. } => self.ready = true,
+            Stage::Owner => {}
+            _ => self.withdraw(Refusal::new("misuse", "ready before everything was received"), out),
+        }
+    }
+
+    /// The end of the link is not the end of the predecessor: the lock and its pidfd decide.
+    fn link_lost(&mut self, out: &mut Vec<Output>) {
+        self.link = false;
+        match &self.stage {
+            Stage::Greeting | Stage::Listing { .. } => self.fail(Failure::NotServed, out),
+            // Without the first batch there is neither lease nor lock to own by.
+            Stage::Receiving { got: 0, .. } => self.fail(Failure::NotServed, out),
+            _ if self.wants == Wants::Rehearsal => self.fail(Failure::LinkLost, out),
+            Stage::Receiving { .. } | Stage::WarmingUp { .. } => {
+                out.push(Output::Arm(Timer::Handshake, self.handshake));
+                self.take(out);
+            }
+            Stage::Waiting { offer } => {
+                let offer = offer.clone();
+                out.push(Output::Disarm(Timer::Release));
+                out.push(Output::Arm(Timer::Commit, Duration::from_millis(offer.commit_ms) + READER_GRACE));
+                self.stage = Stage::Taking { offer };
+                self.take(out);
+            }
+            Stage::Taking { .. } => self.take(out),
+            Stage::Owner | Stage::Over => {}
+        }
+    }
+
+    fn expired(&mut self, timer: Timer, out: &mut Vec<Output>) {
+        match (timer, &self.stage) {
+            (Timer::Handshake, Stage::Greeting) => self.fail(Failure::Deadline("an answer of the owner"), out),
+            (Timer::Handshake, Stage::Listing { .. }) => self.fail(Failure::Deadline("the manifest"), out),
+            (Timer::Handshake, Stage::Receiving { .. }) if self.link => {
+                self.fail(Failure::Deadline("the descriptors"), out);
+            }
+            // The link is lost and the predecessor lives. A process that was not yet ready may go on warming up: it is
+            // told when it asks.
+            (Timer::Handshake, Stage::Receiving { .. }) => self.fail(Failure::LinkLost, out),
+            (Timer::Release, Stage::Waiting { .. }) => {
+                // One look at the lock: it may have been freed for us, and the message lost with its sender stopped.
+                let Stage::Waiting { offer } = std::mem::replace(&mut self.stage, Stage::Over) else { return };
+                out.push(Output::Arm(Timer::Commit, Duration::from_millis(offer.commit_ms)));
+                self.stage = Stage::Taking { offer };
+                self.take(out);
+            }
+            (Timer::Commit, Stage::Taking { .. }) => {
+                let failure = if self.link { Failure::Deadline("the release") } else { Failure::LinkLost };
+                self.fail(failure, out);
+            }
+            (Timer::Probe, Stage::Taking { .. } | Stage::WarmingUp { .. } | Stage::Receiving { .. }) => self.take(out),
+            _ => {}
+        }
+    }
+
+    /// Asks the kernel.
+    fn take(&mut self, out: &mut Vec<Output>) {
+        out.push(Output::TakeLock { generation: self.generation.saturating_sub(1), nonce: self.nonce });
+    }
+
+    fn locked(&mut self, lock: Lock, out: &mut Vec<Output>) {
+        match (lock, &self.stage) {
+            (Lock::Taken, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
+                let whole = !matches!(self.stage, Stage::Receiving { .. });
+                for timer in [Timer::Handshake, Timer::Commit, Timer::Probe] {
+                    out.push(Output::Disarm(timer));
+                }
+                out.push(Output::Record { generation: self.generation });
+                if self.link {
+                    out.push(Output::Send(Owning { generation: self.generation }.into()));
+                    out.push(Output::Send(Confirmed {}.into()));
+                }
+                out.push(Output::LeaveTakeover);
+                self.stage = Stage::Owner;
+                if !whole {
+                    out.push(Output::Tells(Notice::Received { whole }));
+                }
+                out.push(Output::Tells(Notice::Owner { cold: !self.ready }));
+            }
+            (Lock::Busy, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
+                out.push(Output::Arm(Timer::Probe, self.probe));
+            }
+            (Lock::Foreign, Stage::Owner | Stage::Over) => {}
+            (Lock::Foreign, _) => self.fail(Failure::Superseded, out),
+            _ => {}
+        }
+    }
+
+    /// Calls it off and says so.
+    fn withdraw(&mut self, why: Refusal, out: &mut Vec<Output>) {
+        if self.stage == Stage::Owner {
+            return;
+        }
+        if self.link {
+            out.push(Output::Send(Abort(why.clone()).into()));
+        }
+        self.fail(Failure::Withdrew(why), out);
+    }
+
+    fn fail(&mut self, failure: Failure, out: &mut Vec<Output>) {
+        for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
+            out.push(Output::Disarm(timer));
+        }
+        out.push(Output::LeaveTakeover);
+        out.push(Output::Close);
+        self.stage = Stage::Over;
+        out.push(Output::Tells(Notice::Failed(failure)));
+    }
+}

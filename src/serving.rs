@@ -1,0 +1,185 @@
+//! A process that serves: [`Serving`], what it is told, and the leases that count what it has in flight.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use crate::drain::Draining;
+use crate::driver::{Driver, Notice};
+use crate::error::Result;
+use crate::handoff::{Stopper, pollable};
+use crate::protocol::predecessor::Reason;
+use crate::status::Status;
+use crate::table::Report;
+use crate::wake::Wake;
+
+/// What a process that serves is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A successor is ready: let go of exclusive work, then call [`Serving::released`]. Only where
+    /// [`Handoff::exclusive`](crate::Handoff::exclusive) said so. Go on accepting streams.
+    Release,
+    /// A successor owns and is on probation: stop accepting, keep everything.
+    StandBy,
+    /// This process owns again: take everything up again. Register listeners anew, and accept until it would block: an
+    /// edge that was reported before is not reported twice.
+    Resume,
+    /// Stop accepting, then [`Serving::drain`].
+    Leave(Reason),
+}
+
+/// Something in flight: the drain waits until the last of these is dropped. Cheap to make and to clone.
+#[derive(Debug)]
+pub struct Lease {
+    wake: Arc<Wake>,
+}
+
+impl Lease {
+    fn new(wake: Arc<Wake>) -> Lease {
+        wake.take_lease();
+        Lease { wake }
+    }
+
+    /// Whether this process has been told to leave: a good moment to say so to the client of a kept-alive connection.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.wake.is_draining()
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Lease {
+        Lease::new(self.wake.clone())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.wake.drop_lease();
+    }
+}
+
+/// The owner of the service.
+///
+/// Its descriptor becomes readable when there is something to do: then call [`process`](Serving::process) until it
+/// gives `None`. An idle owner wakes for nothing.
+///
+/// Dropping it closes control socket and listeners without a word. [`drain`](Serving::drain) is the end that nobody
+/// notices.
+#[derive(Debug)]
+pub struct Serving {
+    pub(crate) driver: Driver,
+    left: Option<Reason>,
+}
+
+impl Serving {
+    pub(crate) fn new(driver: Driver) -> Serving {
+        Serving { driver, left: None }
+    }
+
+    /// The generation that this process owns, or owned last.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.driver.generation()
+    }
+
+    /// Whether this process holds the owner lock at this moment.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        self.driver.owns()
+    }
+
+    /// Why this process has been told to leave; `None` while it serves.
+    #[must_use]
+    pub fn left(&self) -> Option<Reason> {
+        self.left
+    }
+
+    /// What became of each name at the start.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.driver.table.report
+    }
+
+    /// What this process tells about itself, as in `ctl status`.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.driver.status()
+    }
+
+    /// Counts as in flight until it is dropped.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease::new(self.driver.wake().clone())
+    }
+
+    /// A handle that asks this process to leave, from any thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper::new(self.driver.wake().clone())
+    }
+
+    /// Does what can be done without waiting, and gives the next event.
+    ///
+    /// # Errors
+    /// [`Error::Forked`](crate::Error::Forked) in a child of the process that started; [`Error::Io`](crate::Error::Io)
+    /// where the kernel refuses what it never should.
+    pub fn process(&mut self) -> Result<Option<Event>> {
+        if let Some(event) = self.event() {
+            return Ok(Some(event));
+        }
+        self.driver.process()?;
+        Ok(self.event())
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        while let Some(notice) = self.driver.notice() {
+            match notice {
+                Notice::Release => return Some(Event::Release),
+                Notice::Resume => {
+                    self.left = None;
+                    return Some(Event::Resume);
+                }
+                Notice::Leave(reason) => {
+                    self.left = Some(reason);
+                    return Some(Event::Leave(reason));
+                }
+                Notice::Started | Notice::Serving | Notice::Failed(_) | Notice::Exit => {}
+            }
+        }
+        None
+    }
+
+    /// Says that exclusive work has ended: the answer to each [`Event::Release`]. The successor owns a moment later.
+    /// Where the release has been called off in the meantime ([`Event::Resume`] follows), this changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn released(&mut self) -> Result<()> {
+        self.driver.released()
+    }
+
+    /// Asks this process to leave without a successor; [`Event::Leave`] follows. A takeover that is past its `Ready` is
+    /// finished first.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn stop(&mut self) -> Result<()> {
+        self.driver.stop()
+    }
+
+    /// Begins to drain, without waiting: poll what comes back, and call [`Draining::process`]. A process that was not
+    /// told to leave stops.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn begin_drain(mut self) -> Result<Draining> {
+        if self.left.is_none() {
+            self.driver.stop()?;
+        }
+        self.driver.begin_drain()?;
+        Ok(Draining::new(self.driver))
+    }
+}
+
+pollable!(Serving);

@@ -1,0 +1,205 @@
+//! The only `unsafe` code of the crate: system calls that no dependency wraps, and descriptors that arrive as integers.
+//!
+//! Everything here takes and gives owned or borrowed descriptors, so that no caller ever handles a raw number.
+
+#![allow(unsafe_code, reason = "the one file that may; see the layer test")]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+
+/// `SO_PEERPIDFD`, Linux 6.5. Not in every libc crate.
+const SO_PEERPIDFD: libc::c_int = 77;
+/// `SO_PASSRIGHTS`, Linux 6.16.
+const SO_PASSRIGHTS: libc::c_int = 83;
+/// `SO_NETNS_COOKIE`, Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Takes ownership of a descriptor that the kernel has just installed in this process.
+///
+/// Callers pass only numbers that came out of an `SCM_RIGHTS` control message of their own `recvmsg` call.
+pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel installed `fd` for this very receive; nobody else knows the number yet.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Borrows a descriptor from a type that tells its number and not more, such as `mio::Poll`.
+pub(crate) fn borrow(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: the borrow lives as long as that of the owner, who keeps the descriptor open.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Registers a descriptor with the tokio runtime, for reading.
+#[cfg(feature = "tokio")]
+pub(crate) fn register<T: std::os::fd::AsFd + AsRawFd>(source: T) -> io::Result<tokio::io::unix::AsyncFd<T>> {
+    use tokio::io::{Interest, unix::AsyncFd};
+    // SAFETY: `T` keeps its descriptor open as long as it lives (AsFd), and the callers in the tokio face never lend it
+    // mutably, so that it stays the same one.
+    Ok(unsafe { AsyncFd::register_with_interest(source, Interest::READABLE) }?)
+}
+
+/// Takes ownership of every descriptor in a truncated control buffer.
+///
+/// On `MSG_CTRUNC` the kernel has already installed as many descriptors as fitted, and nix refuses to iterate
+/// (its pull request 2413), so they would leak. The walk is bounded by the shorter of `cmsg_len` and the buffer.
+pub(crate) fn salvage(control: &[u8]) -> Vec<OwnedFd> {
+    let header = size_of::<libc::cmsghdr>();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at + header <= control.len() {
+        // SAFETY: `at + header` is within the buffer; `read_unaligned` needs no alignment and cmsghdr is plain data.
+        let cmsg = unsafe { control.as_ptr().add(at).cast::<libc::cmsghdr>().read_unaligned() };
+        // `cmsg_len` is a usize on glibc and a u32 on musl.
+        #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
+        let length = cmsg.cmsg_len as usize;
+        if length < header {
+            break;
+        }
+        let end = at.saturating_add(length).min(control.len());
+        if cmsg.cmsg_level == libc::SOL_SOCKET && cmsg.cmsg_type == libc::SCM_RIGHTS {
+            for bytes in control[at + header..end].chunks_exact(size_of::<RawFd>()) {
+                if let Ok(bytes) = bytes.try_into() {
+                    found.push(adopt(RawFd::from_ne_bytes(bytes)));
+                }
+            }
+        }
+        let word = size_of::<usize>();
+        at = end.div_ceil(word) * word;
+    }
+    found
+}
+
+/// Reads one socket option of a fixed size.
+fn option<T>(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is writable for `length` bytes; the kernel writes at most that many.
+    let done =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &mut length) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed before, and T is one of u64 and c_int here, for which every bit pattern is a value.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// `SO_COOKIE`: a number that is the same for every duplicate of a socket and never used again.
+pub(crate) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    option(fd, libc::SO_COOKIE)
+}
+
+/// `SO_NETNS_COOKIE`: the network namespace that a socket lives in.
+pub(crate) fn network_namespace_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    option(fd, SO_NETNS_COOKIE)
+}
+
+/// `SO_DOMAIN`, `SO_TYPE`, `SO_PROTOCOL` and `SO_ACCEPTCONN` in one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketFacts {
+    pub(crate) domain: i32,
+    pub(crate) kind: i32,
+    pub(crate) protocol: i32,
+    pub(crate) listening: bool,
+}
+
+/// Asks the kernel what a socket is; `ENOTSOCK` for anything else.
+pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> io::Result<SocketFacts> {
+    Ok(SocketFacts {
+        domain: option(fd, libc::SO_DOMAIN)?,
+        kind: option(fd, libc::SO_TYPE)?,
+        protocol: option(fd, libc::SO_PROTOCOL)?,
+        listening: option::<libc::c_int>(fd, libc::SO_ACCEPTCONN)? != 0,
+    })
+}
+
+/// `SO_PEERPIDFD`: the process at the other end of a Unix connection, as a descriptor that no reuse of pids can fool.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 6.5, `ESRCH` or `EINVAL` where the peer is already gone.
+pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let number: libc::c_int = option(fd, SO_PEERPIDFD)?;
+    Ok(adopt(number))
+}
+
+/// Turns `SO_PASSRIGHTS` off, so that the kernel refuses descriptors from the peer (Linux 6.16; older ones say so).
+pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let off: libc::c_int = 0;
+    // SAFETY: `off` is readable for its size.
+    let done = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A pidfd of this very process, to be handed to a successor (pidfd_open(2), Linux 5.3; close-on-exec from birth).
+pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a new descriptor or -1.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(number).map(adopt).map_err(io::Error::other)
+}
+
+/// 64 random bits from getrandom(2).
+pub(crate) fn random() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: `bytes` is writable for its length.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == bytes.len() as isize { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Length and limit of a TCP listener's accept queue, from `TCP_INFO` (tcp(7): for a listening socket `tcpi_unacked`
+/// and `tcpi_sacked` carry them). `None` where the kernel does not tell.
+pub(crate) fn accept_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` is writable for `length` bytes.
+    let done = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut length)
+    };
+    if done != 0 {
+        return None;
+    }
+    // SAFETY: zeroed before, plain integers throughout.
+    let info = unsafe { info.assume_init() };
+    const TCP_LISTEN: u8 = 10;
+    (info.tcpi_state == TCP_LISTEN).then_some((info.tcpi_unacked, info.tcpi_sacked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PITFALLS of truncated control data: what the kernel installed must be closed, not leaked.
+    #[test]
+    fn salvage_finds_every_installed_descriptor() {
+        let files: Vec<OwnedFd> = (0..3).map(|_| OwnedFd::from(std::fs::File::open("/dev/null").unwrap())).collect();
+        let numbers: Vec<RawFd> = files.into_iter().map(std::os::fd::IntoRawFd::into_raw_fd).collect();
+        let mut control = Vec::new();
+        // Claims five, holds three: the buffer is the bound.
+        let length = size_of::<libc::cmsghdr>() + 5 * size_of::<RawFd>();
+        control.extend_from_slice(&length.to_ne_bytes());
+        control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+        control.extend_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+        for number in &numbers {
+            control.extend_from_slice(&number.to_ne_bytes());
+        }
+        let found: Vec<RawFd> = salvage(&control).iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(found, numbers);
+    }
+
+    #[test]
+    fn salvage_of_zeroes_or_garbage_stops() {
+        assert!(salvage(&[0; 64]).is_empty());
+        assert!(salvage(&[1; 8]).is_empty());
+    }
+}

@@ -1,0 +1,200 @@
+//! The entries of a process: by name, with the one descriptor that application and handoff share.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::manifest::Entry;
+use crate::shared::SharedFd;
+
+/// Where an entry came from, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Received from the predecessor and claimed.
+    Adopted,
+    /// Made by this process.
+    Bound {
+        /// Why it was not inherited.
+        why: String,
+    },
+    /// Received, and not claimed: closed once this process owned.
+    Dropped,
+    /// Announced or asked for, and not there.
+    Missing {
+        /// Why.
+        why: String,
+    },
+}
+
+/// The outcome of each name of a start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// By name.
+    pub entries: BTreeMap<String, Outcome>,
+}
+
+impl Report {
+    /// The names with an outcome for which this says so.
+    pub(crate) fn names(&self, of: impl Fn(&Outcome) -> bool) -> Vec<String> {
+        self.entries.iter().filter(|(_, outcome)| of(outcome)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (name, outcome)) in self.entries.iter().enumerate() {
+            if at > 0 {
+                f.write_str(", ")?;
+            }
+            match outcome {
+                Outcome::Adopted => write!(f, "{name} adopted")?,
+                Outcome::Bound { why } => write!(f, "{name} bound ({why})")?,
+                Outcome::Dropped => write!(f, "{name} dropped")?,
+                Outcome::Missing { why } => write!(f, "{name} missing ({why})")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one descriptor of an entry in this process.
+#[derive(Clone, Debug)]
+pub(crate) enum Descriptor {
+    /// As it came or was made: nobody else has it.
+    Plain(Arc<OwnedFd>),
+    /// As the application has it, with its own type.
+    Claimed(SharedFd),
+}
+
+impl Descriptor {
+    /// A share in it, for an offer.
+    pub(crate) fn share(&self) -> SharedFd {
+        match self {
+            Descriptor::Plain(fd) => fd.clone().into(),
+            Descriptor::Claimed(fd) => fd.clone(),
+        }
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Descriptor::Plain(fd) => fd.as_fd(),
+            Descriptor::Claimed(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// One entry of this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) entry: Entry,
+    pub(crate) fd: Descriptor,
+    /// Whether the application asked for it; what is not claimed is dropped at the commit.
+    pub(crate) claimed: bool,
+    /// Bound by this process and not yet listening.
+    pub(crate) silent: bool,
+}
+
+/// All entries of this process.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    held: BTreeMap<String, Held>,
+    pub(crate) report: Report,
+}
+
+impl Table {
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Held> {
+        self.held.get(name)
+    }
+
+    /// Gives an inherited descriptor to the application, with the type that it wants and without a second descriptor.
+    ///
+    /// # Errors
+    /// `EMFILE`, where an offer that is under way shares the descriptor so that it has to be duplicated.
+    pub(crate) fn adopt<T>(&mut self, name: &str) -> io::Result<Option<Arc<T>>>
+    where
+        T: From<OwnedFd> + AsFd + Send + Sync + 'static,
+    {
+        let Some(mut held) = self.held.remove(name) else { return Ok(None) };
+        let owned = match held.fd {
+            Descriptor::Plain(fd) => Arc::try_unwrap(fd).map_err(Descriptor::Plain),
+            claimed => Err(claimed),
+        };
+        let owned = match owned {
+            Ok(owned) => owned,
+            Err(shared) => match shared.as_fd().try_clone_to_owned() {
+                Ok(owned) => owned,
+                Err(error) => {
+                    held.fd = shared;
+                    self.insert(held);
+                    return Err(error);
+                }
+            },
+        };
+        let typed = Arc::new(T::from(owned));
+        held.fd = Descriptor::Claimed(typed.clone().into());
+        held.claimed = true;
+        self.insert(held);
+        self.report.entries.insert(name.to_owned(), Outcome::Adopted);
+        Ok(Some(typed))
+    }
+
+    pub(crate) fn insert(&mut self, held: Held) {
+        self.held.insert(held.entry.name.clone(), held);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.held.values()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.held.values_mut()
+    }
+
+    /// Closes what the application never asked for; gives back the paths that nobody uses any more, with their inodes.
+    pub(crate) fn drop_unclaimed(&mut self) -> Vec<(PathBuf, (u64, u64))> {
+        use std::os::unix::ffi::OsStringExt;
+        let mut paths = Vec::new();
+        let report = &mut self.report;
+        self.held.retain(|name, held| {
+            if held.claimed {
+                return true;
+            }
+            report.entries.insert(name.clone(), Outcome::Dropped);
+            if let (Some(path), Some(inode)) = (held.entry.path.take(), held.entry.path_inode) {
+                paths.push((PathBuf::from(std::ffi::OsString::from_vec(path)), inode));
+            }
+            false
+        });
+        paths
+    }
+
+    /// Every path that the family bound, with its inode.
+    pub(crate) fn paths(&self) -> Vec<(PathBuf, (u64, u64))> {
+        use std::os::unix::ffi::OsStringExt;
+        self.held
+            .values()
+            .filter_map(|held| {
+                let path = held.entry.path.clone()?;
+                Some((PathBuf::from(std::ffi::OsString::from_vec(path)), held.entry.path_inode?))
+            })
+            .collect()
+    }
+
+    /// Closes everything. What the application holds of it lives on.
+    pub(crate) fn clear(&mut self) {
+        self.held.clear();
+    }
+}
