@@ -26,12 +26,15 @@ use clap::Parser;
 use heirloom::{Drained, Serving};
 
 use crate::args::ServerArgs;
-use crate::failure::{FULL_PAUSE, Failure, is_full};
+use crate::failure::Failure;
+use crate::shortage::is_shortage;
 
 #[path = "support/args.rs"]
 mod args;
 #[path = "support/failure.rs"]
 mod failure;
+#[path = "support/shortage.rs"]
+mod shortage;
 #[path = "support/signals.rs"]
 mod signals;
 
@@ -100,9 +103,9 @@ impl Service {
             let (stream, from) = match serving.accept(lines) {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => return Ok(()),
-                Err(error) if is_full(&error) => {
+                Err(error) if is_shortage(&error) => {
                     log::warn!("{error}");
-                    thread::sleep(FULL_PAUSE);
+                    thread::sleep(shortage::PAUSE);
                     continue;
                 }
                 Err(error) => return Err(error),

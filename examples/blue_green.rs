@@ -47,6 +47,8 @@ mod load;
 mod report;
 #[path = "support/service.rs"]
 mod service;
+#[path = "support/shortage.rs"]
+mod shortage;
 
 /// Replaces an HTTP server again and again under load, and counts what its clients notice
 #[derive(Debug, Parser)]

@@ -30,6 +30,8 @@ mod args;
 mod failure;
 #[path = "support/service.rs"]
 mod service;
+#[path = "support/shortage.rs"]
+mod shortage;
 
 /// An HTTP server that its next version replaces while it runs
 #[derive(Debug, Parser)]

@@ -35,7 +35,7 @@ pub enum Drained {
 /// accept queue is not lost.
 #[derive(Debug)]
 pub struct Draining {
-    driver: Driver,
+    driver: Box<Driver>,
     end: Option<End>,
 }
 
@@ -46,7 +46,7 @@ enum End {
 }
 
 impl Draining {
-    pub(crate) fn new(driver: Driver) -> Draining {
+    pub(crate) fn new(driver: Box<Driver>) -> Draining {
         Draining { driver, end: None }
     }
 

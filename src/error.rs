@@ -81,6 +81,10 @@ fn seconds(duration: Duration) -> String {
     }
 }
 
+fn list(pids: &[u32]) -> String {
+    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// What was found wrong with a path before anything was done to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -170,6 +174,13 @@ pub enum Error {
         /// The processes that hold the lock file open, where `/proc` tells.
         pids: Vec<u32>,
     },
+    /// An owner holds the service's lock and does not answer: it is stopped, or its event loop does not run.
+    Unresponsive {
+        /// The processes that hold the lock file open, where `/proc` tells.
+        pids: Vec<u32>,
+        /// For how long an answer was waited for.
+        after: Duration,
+    },
     /// The process at the other end runs as a user that is not allowed.
     Stranger {
         /// Its user id.
@@ -256,6 +267,7 @@ impl Error {
             Error::Deadline { .. } => "deadline",
             Error::Nobody { .. } => "nobody",
             Error::Orphaned { .. } => "orphaned",
+            Error::Unresponsive { .. } => "unresponsive",
             Error::Stranger { .. } => "stranger",
             Error::Path { problem, .. } => match problem {
                 PathProblem::TooLong { .. } => "path-too-long",
@@ -296,6 +308,9 @@ impl Error {
             Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),
             Error::Orphaned { pids } if pids.is_empty() => "end the process that holds the lock file open".to_owned(),
             Error::Orphaned { .. } => "end or continue these processes, then start again".to_owned(),
+            Error::Unresponsive { .. } => {
+                "look at that process: continue it if it is stopped (kill -CONT), or end it and start again".to_owned()
+            }
             Error::Stranger { .. } => "allow this uid on both sides, or run both as the same user".to_owned(),
             Error::Path { problem, path } => match problem {
                 PathProblem::TooLong { .. } => "use a path of at most 107 bytes".to_owned(),
@@ -345,11 +360,16 @@ impl fmt::Display for Error {
             Error::Orphaned { pids } if pids.is_empty() => {
                 f.write_str("somebody holds the family's descriptors, but nobody owns the service or answers")
             }
-            Error::Orphaned { pids } => write!(
-                f,
-                "nobody owns the service or answers, but its descriptors are held by pid {}",
-                pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            ),
+            Error::Orphaned { pids } => {
+                write!(f, "nobody owns the service or answers, but its descriptors are held by pid {}", list(pids))
+            }
+            Error::Unresponsive { pids, after } => {
+                write!(f, "the owner did not answer for {}", seconds(*after))?;
+                if !pids.is_empty() {
+                    write!(f, " (the lock file is held by pid {})", list(pids))?;
+                }
+                Ok(())
+            }
             Error::Stranger { uid } => write!(f, "the process at the other end runs as uid {uid}, who is not allowed"),
             Error::Path { path, problem } => write!(f, "cannot use {}: {problem}", path.display()),
             Error::Name { name, problem } => write!(f, "cannot use the name {name:?}: {problem}"),

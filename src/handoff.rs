@@ -175,7 +175,7 @@ impl Handoff {
         self.enter(Wants::Rehearsal).map(|driver| Joining { driver, started: false })
     }
 
-    fn enter(mut self, wants: Wants) -> Result<Driver> {
+    fn enter(mut self, wants: Wants) -> Result<Box<Driver>> {
         let path = control::resolve(&self.path)?;
         control::check_folder(&path, &self.policy)?;
         control::check_path(&path, &self.policy)?;
@@ -219,7 +219,7 @@ impl Stopper {
 /// A process on its way in. Dropping it is the abort: nothing of it stays.
 #[derive(Debug)]
 pub struct Joining {
-    driver: Driver,
+    driver: Box<Driver>,
     started: bool,
 }
 
@@ -276,7 +276,7 @@ pub struct PredecessorInfo {
 /// [`wait`](Starting::wait) do it: that is how a first process tells others that it is starting.
 #[derive(Debug)]
 pub struct Starting {
-    driver: Driver,
+    driver: Box<Driver>,
     predecessor: Option<PredecessorInfo>,
 }
 
@@ -558,7 +558,7 @@ impl std::error::Error for LastHolder {}
 /// A process that has said that it is ready and waits to own. Dropping it is the abort.
 #[derive(Debug)]
 pub struct Committing {
-    driver: Driver,
+    driver: Box<Driver>,
     serving: bool,
 }
 

@@ -96,7 +96,7 @@ fn file_identity(fd: BorrowedFd<'_>) -> io::Result<FileIdentity> {
 }
 
 fn is_socket(file: FileIdentity) -> bool {
-    file.kind == libc::S_IFSOCK as u32
+    file.kind == libc::S_IFSOCK
 }
 
 /// What the kernel says of a socket.
@@ -144,7 +144,7 @@ pub(crate) fn describe(asked: &Asked<'_>, fd: BorrowedFd<'_>) -> io::Result<Entr
     })
 }
 
-/// Brings the parts of an entry up to date that change in a life: whether it listens.
+/// Brings the parts of an entry up to date that change in a life: whether it listens, and where.
 pub(crate) fn refresh(entry: &mut Entry, fd: BorrowedFd<'_>) -> io::Result<()> {
     if entry.socket.is_some() {
         entry.socket = Some(socket_identity(fd)?);

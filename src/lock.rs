@@ -27,9 +27,12 @@ const PREFIX: &str = "heirloom 1 generation ";
 pub(crate) struct Content {
     /// The last generation that owned. 0: none yet.
     pub(crate) generation: u64,
-    /// The takeover that the owner offers, or unlocked for. 0: none.
+    /// The takeover that the owner offers, or unlocked for. 0: none. [`STOPPED`]: it left on purpose.
     pub(crate) nonce: u64,
 }
+
+/// The nonce of an owner that stopped without a successor: a predecessor that still drains does not take over again.
+pub(crate) const STOPPED: u64 = u64::MAX;
 
 impl Content {
     fn encode(self) -> [u8; CONTENT] {

@@ -68,12 +68,12 @@ impl Drop for Lease {
 /// notices.
 #[derive(Debug)]
 pub struct Serving {
-    pub(crate) driver: Driver,
+    pub(crate) driver: Box<Driver>,
     left: Option<Reason>,
 }
 
 impl Serving {
-    pub(crate) fn new(driver: Driver) -> Serving {
+    pub(crate) fn new(driver: Box<Driver>) -> Serving {
         Serving { driver, left: None }
     }
 

@@ -1,10 +1,7 @@
-//! How a server fails, and which failures it survives.
+//! How a server fails.
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::time::Duration;
-
-use nix::errno::Errno;
 
 /// Why a server ended before its time.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
@@ -23,14 +20,3 @@ pub(crate) fn exit_code(program: &str, end: Result<(), Failure>) -> ExitCode {
     }
     ExitCode::FAILURE
 }
-
-/// Whether accept failed only because there are too many open files at the moment, here or in the whole system: no
-/// reason to end the service for those who are in it.
-pub(crate) fn is_full(error: &heirloom::Error) -> bool {
-    let heirloom::Error::Io { source, .. } = error else { return false };
-    let errno = source.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE))
-}
-
-/// The pause before another try then. The kernel tells nobody when there is room again.
-pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(50);

@@ -30,7 +30,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::ServerArgs;
-use crate::failure::{FULL_PAUSE, Failure, is_full};
+use crate::failure::Failure;
+use crate::shortage::{self, is_shortage};
 
 /// Serves until another version has taken over, or until `stop` ends, and what was in flight is finished.
 ///
@@ -175,9 +176,9 @@ async fn accept(serving: &mut Serving, web: &TcpListener, desk: &Desk) -> Result
         let (stream, from) = match serving.accept(web).await {
             Ok(Some(accepted)) => accepted,
             Ok(None) => return Ok(()),
-            Err(error) if is_full(&error) => {
+            Err(error) if is_shortage(&error) => {
                 log::warn!("{error}");
-                tokio::time::sleep(FULL_PAUSE).await;
+                tokio::time::sleep(shortage::PAUSE).await;
                 continue;
             }
             Err(error) => return Err(error.into()),

@@ -11,7 +11,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::error::{Error, Result};
 use crate::lock;
-use crate::lock::{Content, LockDescription};
+use crate::lock::{Content, LockDescription, STOPPED};
 use crate::protocol::predecessor::Claim;
 use crate::protocol::successor::Lock;
 
@@ -131,7 +131,16 @@ impl Family {
         if barred {
             lock.leave_takeover()?;
         }
-        if taken { Ok(Some(lock.read()?.generation)) } else { Ok(None) }
+        if !taken {
+            return Ok(None);
+        }
+        let content = lock.read()?;
+        if content.nonce == STOPPED {
+            // The last owner left on purpose: nobody is to come back for it.
+            lock.release_owner()?;
+            return Ok(None);
+        }
+        Ok(Some(content.generation))
     }
 
     /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.

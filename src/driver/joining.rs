@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use log::{debug, info, warn};
 use mio::Interest;
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{CONTROL, Driver, ELDER, FOLDER, Key, Notice, Work};
@@ -86,6 +87,10 @@ impl Driver {
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
+        if self.settings.wants == Wants::Rehearsal {
+            // A look never founds anything: it waits for the owner to answer.
+            return Ok(Lease::Busy { owned: true });
+        }
         let path = lock_path(&self.settings.path);
         let doing = |what: &str| format!("{what} {}", path.display());
         let file = lock::open(&path, self.settings.policy.mode())
@@ -110,14 +115,17 @@ impl Driver {
                 waiting_for: "the service to start or to be taken over",
                 after: self.settings.deadlines.start,
             },
-            starter::Failure::Occupied => Error::path(&self.settings.path, crate::error::PathProblem::Occupied),
-            starter::Failure::Orphaned => {
-                let pids = lock::open_existing(&lock_path(&self.settings.path))
-                    .map(|file| lock::holders(&file))
-                    .unwrap_or_default();
-                Error::Orphaned { pids }
+            starter::Failure::Unresponsive => {
+                Error::Unresponsive { pids: self.lock_holders(), after: self.settings.deadlines.start }
             }
+            starter::Failure::Occupied => Error::path(&self.settings.path, crate::error::PathProblem::Occupied),
+            starter::Failure::Orphaned => Error::Orphaned { pids: self.lock_holders() },
         }
+    }
+
+    /// The processes that have the lock file open.
+    fn lock_holders(&self) -> Vec<u32> {
+        lock::open_existing(&lock_path(&self.settings.path)).map(|file| lock::holders(&file)).unwrap_or_default()
     }
 
     /// Says `Hello` on the connection that the starter made.
@@ -129,8 +137,8 @@ impl Driver {
         self.arrived = 0;
         let nonce = loop {
             let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
-            // 0 in the lock file means that nobody is at it.
-            if nonce != 0 {
+            // Both of these mean something else in the lock file.
+            if nonce != 0 && nonce != lock::STOPPED {
                 break nonce;
             }
         };
@@ -169,11 +177,11 @@ impl Driver {
     }
 
     /// Something of the predecessor: a message, or descriptors.
-    pub(super) fn from_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+    pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         let input = match message {
             Message::Descriptors(count) => match self.keep(descriptors) {
                 Ok(()) => successor::Input::Arrived(u32::from(count)),
-                Err(why) => successor::Input::Lied(why),
+                Err(error) => successor::Input::Lied(self.withdraw_for(error)),
             },
             Message::Draining(draining) => {
                 self.elder_tells(Some(draining.in_flight), draining.left_ms);
@@ -199,22 +207,30 @@ impl Driver {
         if let Some(elder) = &mut self.elder {
             elder.in_flight = in_flight;
             elder.left_ms = left_ms;
+            self.changed = true;
         }
     }
 
+    /// Says to the predecessor why this side withdraws, and keeps the error itself for the application.
+    fn withdraw_for(&mut self, error: Error) -> Refusal {
+        let why = Refusal::new(error.code(), error.to_string());
+        self.cause = Some(error);
+        why
+    }
+
     /// Checks descriptors against the manifest and keeps them.
-    fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+    fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let mut descriptors = descriptors.into_iter();
         let family = if self.settings.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS as usize };
         if self.arrived == 0 && family > 0 {
             let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
                 (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
             else {
-                return Err(Refusal::new("protocol", "the first batch lacks what belongs to the family"));
+                return Err(Error::Misbehaved("the first batch lacks what belongs to the family".to_owned()));
             };
             self.poller
                 .watch(pidfd.as_fd(), ELDER, Interest::READABLE)
-                .map_err(|error| Refusal::new("mismatch", format!("the predecessor's pidfd is none: {error}")))?;
+                .map_err(|error| Error::io("watch the predecessor's pidfd", error))?;
             self.elder_pidfd = Some(pidfd);
             self.family.receive(lease, lock, control);
             self.check_family()?;
@@ -222,11 +238,11 @@ impl Driver {
         }
         for descriptor in descriptors {
             let Some(entry) = self.manifest.get(self.arrived - family) else {
-                return Err(Refusal::new("protocol", "more descriptors than entries"));
+                return Err(Error::Misbehaved("more descriptors than entries".to_owned()));
             };
             let entry = entry.clone();
             let checks = listener::examine(&entry, descriptor.as_fd(), self.namespace)
-                .map_err(|error| Refusal::new("mismatch", format!("cannot look at {:?}: {error}", entry.name)))?;
+                .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
             self.judge(&entry, &checks)?;
             debug!("received {:?}", entry.name);
             if entry.kind.listens() || matches!(entry.kind, Kind::Udp | Kind::UnixDatagram) {
@@ -247,8 +263,8 @@ impl Driver {
 
     /// The family's descriptors must be what they are called: a lock file that is the one at the path, and a socket
     /// that listens.
-    fn check_family(&self) -> Result<(), Refusal> {
-        let lie = |what: &str| Err(Refusal::new("mismatch", what.to_owned()));
+    fn check_family(&self) -> Result<()> {
+        let lie = |what: &str| Err(Error::Misbehaved(what.to_owned()));
         let (Some(lease), Some(control)) = (&self.family.lease, &self.family.control) else {
             return lie("the family's descriptors are missing");
         };
@@ -264,7 +280,7 @@ impl Driver {
     }
 
     /// Whether the checks of one descriptor let it in.
-    fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<(), Refusal> {
+    fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<()> {
         let lenient = self.settings.allow_foreign_network_namespace || self.settings.wants == Wants::Rehearsal;
         for check in checks.iter().filter(|check| !check.ok) {
             // The mode is set on arrival, so a predecessor that forgot it is no reason to stop.
@@ -274,19 +290,25 @@ impl Driver {
             if self.settings.wants == Wants::Rehearsal {
                 continue; // A look shows what is wrong; it takes nothing.
             }
-            let code = if check.check == "network-namespace" { "foreign-namespace" } else { "mismatch" };
-            return Err(Refusal::new(
-                code,
-                format!("{:?}: {} should be {}, is {}", entry.name, check.check, check.expected, check.found),
-            ));
+            if let ("network-namespace", Ok(ours), Ok(theirs)) =
+                (check.check, check.expected.parse(), check.found.parse())
+            {
+                return Err(Error::ForeignNamespace { name: entry.name.clone(), theirs, ours });
+            }
+            return Err(Error::Mismatch {
+                name: entry.name.clone(),
+                check: check.check,
+                expected: check.expected.clone(),
+                found: check.found.clone(),
+            });
         }
         Ok(())
     }
 
     /// Raises the soft limit on open files to the hard one, and says whether so many more fit.
-    fn reserve(&self, count: u32) -> Result<(), Refusal> {
+    fn reserve(&self, count: u32) -> Result<()> {
         let (mut soft, hard) =
-            getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Refusal::new("io", errno.to_string()))?;
+            getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::io("ask for the limit on open files", errno))?;
         let open = open_descriptors();
         let needed = u64::from(count) + HEADROOM;
         if soft.saturating_sub(open) < needed && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
@@ -296,18 +318,17 @@ impl Driver {
         if room >= needed {
             return Ok(());
         }
-        Err(Refusal::new(
-            "no-room",
-            format!("{needed} descriptors are needed, and the limit on open files leaves room for {room}"),
-        ))
+        Err(Error::Room { needed, room })
     }
 
     pub(super) fn no_room(&mut self, peer: super::Peer) {
-        let why = Refusal::new("no-room", "the limit on open files was reached while descriptors came");
+        let what = "the limit on open files was reached while descriptors came";
         if Some(peer) == self.link {
+            let room = Errno::EMFILE;
+            let why = self.withdraw_for(Error::io("receive the descriptors of the predecessor", room));
             self.work.push_back(Work::Successor(successor::Input::Lied(why)));
         } else {
-            self.owner(predecessor::Input::Fault(peer, why.message));
+            self.owner(predecessor::Input::Fault(peer, what.to_owned()));
         }
     }
 
@@ -316,6 +337,7 @@ impl Driver {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
             if self.elder.take().is_some() {
+                self.changed = true;
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
@@ -346,7 +368,7 @@ impl Driver {
                     }
                 }
                 successor::Output::Reserve(count) => {
-                    let room = self.reserve(count);
+                    let room = self.reserve(count).map_err(|error| self.withdraw_for(error));
                     self.work.push_back(Work::Successor(successor::Input::Reserved(room)));
                 }
                 successor::Output::JoinTakeover => self.join_takeover(),
@@ -426,6 +448,7 @@ impl Driver {
             Failure::Deadline(_) if starting && self.manifest.is_empty() => Some(starter::Input::Silent),
             _ => None,
         };
+        let cause = self.cause.take();
         // Nothing of this attempt may stay: not a lock, not a listener.
         self.drop_attempt();
         if let Some(input) = again {
@@ -436,8 +459,7 @@ impl Driver {
             Failure::GaveUp(why) => Error::GaveUp(why),
             Failure::Withdrew(why) => match why.code.as_str() {
                 "cancelled" => Error::Cancelled,
-                "protocol" => Error::Misbehaved(why.message),
-                _ => Error::Refused(why),
+                _ => cause.unwrap_or(Error::Misbehaved(why.message)),
             },
             Failure::NotServed | Failure::LinkLost => Error::LinkLost,
             Failure::Deadline(waiting_for) => Error::Deadline { waiting_for, after: self.settings.deadlines.handshake },

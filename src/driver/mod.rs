@@ -148,18 +148,22 @@ pub(crate) struct Driver {
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
+    /// Something happened that those who watch may want to know.
+    changed: bool,
+    /// Why this side withdrew from an attempt, for the application.
+    cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
 }
 
 impl Driver {
     /// Begins a start, or a rehearsal; nothing is done before [`process`](Driver::process).
-    pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Driver> {
+    pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Box<Driver>> {
         let poller = Poller::new().map_err(|error| Error::io("make an epoll instance", error))?;
         poller
             .watch(wake.as_fd(), WAKE, Interest::READABLE)
             .map_err(|error| Error::io("watch the stop handle", error))?;
-        let mut driver = Driver {
+        let mut driver = Box::new(Driver {
             pid: std::process::id(),
             namespace: own_network_namespace(),
             family: Family::default(),
@@ -185,12 +189,14 @@ impl Driver {
             takeover_since: None,
             told: String::new(),
             draining: false,
+            changed: false,
+            cause: None,
             unread: BTreeSet::new(),
             receiver: Receiver::new(),
             settings,
             wake,
             poller,
-        };
+        });
         let mut out = Vec::new();
         driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
         driver.perform_starter(out)?;
@@ -254,6 +260,7 @@ impl Driver {
     /// Feeds the machines until nothing is left to do, then tells those who watch.
     fn run(&mut self) -> Result<()> {
         while let Some(work) = self.work.pop_front() {
+            self.changed = true;
             match work {
                 Work::Starter(input) => {
                     let mut out = Vec::new();
@@ -278,8 +285,10 @@ impl Driver {
                 }
             }
         }
-        self.flush_all();
-        self.tell_watchers();
+        if std::mem::take(&mut self.changed) {
+            self.tell_watchers();
+            self.flush_all();
+        }
         Ok(())
     }
 
@@ -370,7 +379,7 @@ impl Driver {
 
     fn route(&mut self, peer: Peer, message: Message, descriptors: Vec<OwnedFd>) {
         if Some(peer) == self.link {
-            return self.from_predecessor(message, descriptors);
+            return self.hear_predecessor(message, descriptors);
         }
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());

@@ -13,13 +13,14 @@ use nix::sys::socket::{SockFlag, accept4};
 use super::{ACCEPT_PAUSE, Driver, Key, Notice, unix_ms};
 use crate::error::{Refusal, Who};
 use crate::lock::lock_path;
+use crate::manifest::Kind;
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::{Entries, Listeners, Message};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::wire::MAX_BODY;
-use crate::{control, listener, sys};
+use crate::{control, listener, lock, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
@@ -186,6 +187,12 @@ impl Driver {
                 }
             }
         }
+        for held in self.table.iter_mut().filter(|held| held.entry.kind == Kind::Raw) {
+            // The state of an application's own socket may have changed since it was described.
+            if let Err(error) = listener::refresh(&mut held.entry, held.fd.as_fd()) {
+                warn!("cannot describe {:?} again: {error}", held.entry.name);
+            }
+        }
         descriptors.extend(self.table.iter().map(|held| held.fd.share()));
         self.offered.insert(peer, descriptors);
         let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
@@ -314,7 +321,11 @@ impl Driver {
         self.flush_all();
         self.stop_control();
         self.table.clear();
-        if !stopping || paths.is_empty() {
+        if !stopping {
+            return;
+        }
+        self.record(self.generation(), lock::STOPPED);
+        if paths.is_empty() {
             return;
         }
         if let Some(lease) = self.family.is_last(&lock_path(&self.settings.path)) {

@@ -51,6 +51,8 @@ pub(crate) enum Lease {
 pub(crate) enum Failure {
     Refused(Refusal),
     Deadline,
+    /// The deadline, with an owner that holds its lock and never answered: stopped, or busy for too long.
+    Unresponsive,
     /// Somebody listens at the path, although the lease was free.
     Occupied,
     /// The lease is held, the locks are free, and nobody answers.
@@ -187,7 +189,7 @@ impl Starter {
             (Stage::Joined | Stage::Over, Input::Expired(_)) => {}
             (_, Input::Expired(Timer::Start)) => {
                 out.push(Output::DropLease);
-                self.fail(Failure::Deadline, out);
+                self.fail(self.deadline(), out);
             }
             (_, Input::Expired(Timer::Orphan)) => self.fail(Failure::Orphaned, out),
             _ => {}
@@ -219,10 +221,15 @@ impl Starter {
 
     fn wait(&mut self, pause: Duration, out: &mut Vec<Output>) {
         if self.late {
-            return self.fail(Failure::Deadline, out);
+            return self.fail(self.deadline(), out);
         }
         self.stage = Stage::Pausing;
         out.push(Output::Arm(Timer::Retry, pause));
+    }
+
+    /// What passing the deadline means: the last attempt tells.
+    fn deadline(&self) -> Failure {
+        if self.silent { Failure::Unresponsive } else { Failure::Deadline }
     }
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<Output>) {
