@@ -1,1 +1,11 @@
-fn main() {}
+//! The integration tests: real processes, real kills, and what their clients see.
+//!
+//! [`puppet`] is a server in a process of its own, driven step by step; [`visitor`] its clients. The other modules are
+//! the tests, by what they are about.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "tests")]
+
+mod actor;
+mod puppet;
+mod takeover;
+mod visitor;

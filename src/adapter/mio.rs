@@ -3,6 +3,9 @@
 //! Register the stage for reading; when its token comes, call its `process` until nothing is left. Registrations are
 //! edge-triggered: after [`Event::Resume`](crate::Event::Resume) register listeners anew and accept until it would
 //! block.
+//!
+//! Register listeners once this process serves, not while it starts: a new one does not listen before the commit, and a
+//! socket that does not listen reports a hang-up.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

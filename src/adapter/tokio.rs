@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use tokio::io::Interest;
@@ -58,7 +58,7 @@ impl Starting {
     /// As there.
     pub fn tcp_listener(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<TcpListener> {
         let shared = self.inner().tcp_listener(name, address)?;
-        Ok(TcpListener { io: registered(shared)? })
+        Ok(TcpListener { registration: Registration::of(shared) })
     }
 
     /// The Unix stream listener of that name; see [`crate::Starting::unix_listener`].
@@ -67,7 +67,7 @@ impl Starting {
     /// As there.
     pub fn unix_listener(&mut self, name: &str, path: impl AsRef<Path>) -> Result<UnixListener> {
         let shared = self.inner().unix_listener(name, path)?;
-        Ok(UnixListener { io: registered(shared)? })
+        Ok(UnixListener { registration: Registration::of(shared) })
     }
 
     /// Runs a future, a warm-up for example, while the control socket is answered and the predecessor is heard.
@@ -164,7 +164,10 @@ impl Serving {
                 }
             }
             let accepted = match self.inner.left() {
-                Some(Reason::Successor) => return Ok(None),
+                Some(Reason::Successor) => {
+                    listener.forget();
+                    return Ok(None);
+                }
                 // Nobody comes after this process: what waits in the queue is served before it closes.
                 Some(_) => match listener.accept_now() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -237,12 +240,15 @@ pub trait Accept {
     /// # Errors
     /// `WouldBlock` where nothing waits; whatever accept(2) says.
     fn accept_now(&self) -> io::Result<(Self::Stream, Self::Address)>;
+
+    /// Stops waiting: another process serves. A later accept waits again.
+    fn forget(&self);
 }
 
-/// A TCP listener, registered with the runtime. Clones share the registration and the one descriptor.
+/// A TCP listener that waits with the runtime. Clones share the one descriptor.
 #[derive(Clone, Debug)]
 pub struct TcpListener {
-    io: Arc<AsyncFd<Arc<std::net::TcpListener>>>,
+    registration: Arc<Registration<std::net::TcpListener>>,
 }
 
 impl TcpListener {
@@ -251,7 +257,7 @@ impl TcpListener {
     /// # Errors
     /// Whatever getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.get_ref().local_addr()
+        self.registration.shared.local_addr()
     }
 }
 
@@ -260,13 +266,18 @@ impl Accept for TcpListener {
     type Address = SocketAddr;
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, address) = self.io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
+        let io = self.registration.io()?;
+        let (stream, address) = io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
         Ok((tcp(stream)?, address))
     }
 
     fn accept_now(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, address) = self.io.get_ref().accept()?;
+        let (stream, address) = self.registration.shared.accept()?;
         Ok((tcp(stream)?, address))
+    }
+
+    fn forget(&self) {
+        self.registration.forget();
     }
 }
 
@@ -275,10 +286,10 @@ fn tcp(stream: std::net::TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(stream)
 }
 
-/// A Unix stream listener, registered with the runtime. Clones share the registration and the one descriptor.
+/// A Unix stream listener that waits with the runtime. Clones share the one descriptor.
 #[derive(Clone, Debug)]
 pub struct UnixListener {
-    io: Arc<AsyncFd<Arc<std::os::unix::net::UnixListener>>>,
+    registration: Arc<Registration<std::os::unix::net::UnixListener>>,
 }
 
 impl Accept for UnixListener {
@@ -286,19 +297,52 @@ impl Accept for UnixListener {
     type Address = std::os::unix::net::SocketAddr;
 
     async fn accept(&self) -> io::Result<(UnixStream, std::os::unix::net::SocketAddr)> {
-        let (stream, address) = self.io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
+        let io = self.registration.io()?;
+        let (stream, address) = io.async_io(Interest::READABLE, |listener| listener.accept()).await?;
         Ok((unix(stream)?, address))
     }
 
     fn accept_now(&self) -> io::Result<(UnixStream, std::os::unix::net::SocketAddr)> {
-        let (stream, address) = self.io.get_ref().accept()?;
+        let (stream, address) = self.registration.shared.accept()?;
         Ok((unix(stream)?, address))
+    }
+
+    fn forget(&self) {
+        self.registration.forget();
     }
 }
 
 fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
+}
+
+/// A listener's registration with the runtime, made at its first accept and not before: a socket that is bound and does
+/// not yet listen reports a hang-up, which tokio keeps for ever, and every later wait would end at once.
+///
+/// It is taken back when another process serves: an epoll entry of this one would be woken for that one's connections.
+#[derive(Debug)]
+struct Registration<T: AsRawFd> {
+    shared: Arc<T>,
+    io: Mutex<Option<Arc<AsyncFd<Arc<T>>>>>,
+}
+
+impl<T: AsFd + AsRawFd> Registration<T> {
+    fn of(shared: Arc<T>) -> Arc<Registration<T>> {
+        Arc::new(Registration { shared, io: Mutex::new(None) })
+    }
+
+    fn io(&self) -> io::Result<Arc<AsyncFd<Arc<T>>>> {
+        let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(io) = &*io {
+            return Ok(io.clone());
+        }
+        Ok(io.insert(Arc::new(sys::register(self.shared.clone())?)).clone())
+    }
+
+    fn forget(&self) {
+        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 enum Either<A, B> {
@@ -339,11 +383,4 @@ impl Waiter {
         guard.clear_ready();
         Ok(())
     }
-}
-
-fn registered<T: AsFd>(listener: Arc<T>) -> Result<Arc<AsyncFd<Arc<T>>>>
-where
-    Arc<T>: AsRawFd,
-{
-    sys::register(listener).map(Arc::new).map_err(|error| Error::io("register with the runtime", error))
 }

@@ -4,6 +4,8 @@ pub(crate) mod message;
 pub(crate) mod predecessor;
 pub(crate) mod starter;
 pub(crate) mod successor;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

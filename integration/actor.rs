@@ -1,0 +1,584 @@
+//! The process behind a puppet: one loop over stdin, the handoff and the listeners, without a thread.
+//!
+//! The handoff is driven by hand, as a pollable descriptor with `process`; the other faces have tests of their own.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use heirloom::{
+    Committing, Drained, Draining, Error, Event, Handoff, Joining, Lease, Reason, Serving, Starting, Stopper,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{MsgFlags, SockFlag, accept4, send};
+use serde_json::{Value, json};
+
+/// What the lines of a puppet begin with, among those of the test harness.
+pub(crate) const MARK: &str = "@ ";
+
+/// Prints the open descriptors of this process, and ends it.
+pub(crate) fn tell_descriptors() -> ! {
+    println!("\n{MARK}{}", json!({"descriptors": descriptors()}));
+    std::process::exit(0)
+}
+
+/// Each open descriptor with what it leads to, that of the look itself left out.
+fn descriptors() -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+        if link.to_str().is_some_and(|link| link.starts_with("/proc/") && link.ends_with("/fd")) {
+            continue;
+        }
+        found.push(format!("{} {}", entry.file_name().display(), link.display()));
+    }
+    found.sort();
+    found
+}
+
+/// The descriptors that a program which this process executes would inherit.
+fn inheritable() -> Vec<String> {
+    let closes = |number: &str| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        flags.is_none_or(|flags| u32::from_str_radix(flags.trim(), 8).unwrap() & nix::libc::O_CLOEXEC as u32 != 0)
+    };
+    descriptors().into_iter().filter(|descriptor| !closes(descriptor.split(' ').next().unwrap())).collect()
+}
+
+/// Follows commands until stdin ends.
+pub(crate) fn run() -> ! {
+    let _ = env_logger::Builder::new()
+        .filter_module("heirloom", log::LevelFilter::Debug)
+        .format_timestamp_millis()
+        .try_init();
+    Actor::default().run()
+}
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Idle,
+    Joining(Joining),
+    Starting(Starting),
+    Committing(Committing),
+    Serving(Serving),
+    Draining(Draining),
+}
+
+enum Claimed {
+    Tcp(Arc<TcpListener>),
+    Udp(Arc<UdpSocket>),
+    Unix(Arc<UnixListener>),
+    Datagram(Arc<UnixDatagram>),
+    Seqpacket(Arc<OwnedFd>),
+    Raw(Arc<OwnedFd>),
+}
+
+impl Claimed {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Claimed::Tcp(fd) => fd.as_fd(),
+            Claimed::Udp(fd) => fd.as_fd(),
+            Claimed::Unix(fd) => fd.as_fd(),
+            Claimed::Datagram(fd) => fd.as_fd(),
+            Claimed::Seqpacket(fd) | Claimed::Raw(fd) => fd.as_fd(),
+        }
+    }
+
+    fn accepts(&self) -> bool {
+        matches!(self, Claimed::Tcp(_) | Claimed::Unix(_) | Claimed::Seqpacket(_))
+    }
+
+    fn address(&self) -> Option<String> {
+        match self {
+            Claimed::Tcp(fd) => fd.local_addr().ok().map(|address| address.to_string()),
+            Claimed::Udp(fd) => fd.local_addr().ok().map(|address| address.to_string()),
+            _ => None,
+        }
+    }
+}
+
+type Answer = Result<Value, Error>;
+
+#[derive(Default)]
+struct Actor {
+    stage: Stage,
+    /// The command that began the start, with the options.
+    options: Value,
+    stopper: Option<Stopper>,
+    claimed: BTreeMap<String, Claimed>,
+    leases: Vec<Lease>,
+    input: Vec<u8>,
+    /// Whether the accept loop runs: it does between `serving` and `leave`, unless the options say otherwise.
+    accepting: bool,
+}
+
+impl Actor {
+    fn run(mut self) -> ! {
+        // What the harness has written so far ends here.
+        println!();
+        loop {
+            self.turn();
+            self.accept();
+            let stdin = std::io::stdin();
+            let mut waiting = vec![PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+            match &self.stage {
+                Stage::Joining(stage) => waiting.push(PollFd::new(stage.as_fd(), PollFlags::POLLIN)),
+                Stage::Starting(stage) if !self.option("deaf") => {
+                    waiting.push(PollFd::new(stage.as_fd(), PollFlags::POLLIN));
+                }
+                Stage::Committing(stage) => waiting.push(PollFd::new(stage.as_fd(), PollFlags::POLLIN)),
+                Stage::Serving(stage) => waiting.push(PollFd::new(stage.as_fd(), PollFlags::POLLIN)),
+                Stage::Draining(stage) => waiting.push(PollFd::new(stage.as_fd(), PollFlags::POLLIN)),
+                Stage::Idle | Stage::Starting(_) => {}
+            }
+            if self.accepting {
+                let listeners = self.claimed.values().filter(|claimed| claimed.accepts());
+                waiting.extend(listeners.map(|claimed| PollFd::new(claimed.fd(), PollFlags::POLLIN)));
+            }
+            if poll(&mut waiting, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            let spoken = waiting[0].any().unwrap_or(true);
+            drop(waiting);
+            if spoken {
+                self.listen();
+            }
+        }
+    }
+
+    /// Reads what there is of commands, and follows them.
+    fn listen(&mut self) {
+        let mut buffer = [0; 4096];
+        match nix::unistd::read(std::io::stdin(), &mut buffer) {
+            Ok(0) => std::process::exit(0),
+            Ok(count) => self.input.extend_from_slice(&buffer[..count]),
+            Err(_) => return,
+        }
+        while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            let command: Value = serde_json::from_slice(&line).unwrap();
+            match self.follow(&command) {
+                Ok(answer) => say(&json!({"ok": answer})),
+                Err(error) => say(&json!({"error": describe(&error)})),
+            }
+            self.turn();
+            self.accept();
+        }
+    }
+
+    fn follow(&mut self, command: &Value) -> Answer {
+        let text = |key: &str| command[key].as_str().unwrap_or_default().to_owned();
+        match command["do"].as_str().unwrap() {
+            "nothing" => {}
+            "begin" => return self.begin(command),
+            "claim" => return self.claim(command),
+            "progress" => self.starting().progress(&text("text"))?,
+            "ready" => {
+                let Stage::Starting(starting) = std::mem::take(&mut self.stage) else { panic!("not starting") };
+                self.stage = Stage::Committing(starting.begin_ready()?);
+            }
+            "released" => self.serving().released()?,
+            "lease" => {
+                let lease = self.serving().lease();
+                self.leases.push(lease);
+            }
+            "end-lease" => drop(self.leases.pop()),
+            "drain" => {
+                let Stage::Serving(serving) = std::mem::take(&mut self.stage) else { panic!("not serving") };
+                self.accepting = false;
+                self.stage = Stage::Draining(serving.begin_drain()?);
+            }
+            "stop" => self.serving().stop()?,
+            "cancel" => self.stopper.as_ref().unwrap().stop(),
+            "drop" => self.clear(),
+            "abort" => {
+                let Stage::Starting(starting) = std::mem::take(&mut self.stage) else { panic!("not starting") };
+                match starting.abort() {
+                    Ok(()) => self.clear(),
+                    Err(last) => {
+                        self.stage = Stage::Starting(*last.0);
+                        return Ok(json!({"last_holder": true}));
+                    }
+                }
+            }
+            "accept" => self.accepting = command["on"].as_bool().unwrap(),
+            "options" => crate::puppet::merge(&mut self.options, command.clone()),
+            "report" => return Ok(json!(self.report())),
+            "status" => return Ok(json!(self.status())),
+            "is-owner" => return Ok(json!(matches!(&self.stage, Stage::Serving(serving) if serving.is_owner()))),
+            "descriptors" => return Ok(json!(descriptors())),
+            "inheritable" => return Ok(json!(inheritable())),
+            "child" => return Ok(child()),
+            "limit" => {
+                let (soft, hard) = (command["soft"].as_u64().unwrap(), command["hard"].as_u64().unwrap());
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            }
+            "receive" => return Ok(json!(self.receive(&text("name")))),
+            "read" => return Ok(json!(self.read(&text("name")))),
+            "write" => self.write(&text("name"), text("text").as_bytes()),
+            "unclaim" => drop(self.claimed.remove(&text("name"))),
+            "exit" => std::process::exit(command["code"].as_i64().unwrap_or(0) as i32),
+            other => panic!("no command {other:?}"),
+        }
+        Ok(json!(true))
+    }
+
+    fn begin(&mut self, command: &Value) -> Answer {
+        self.options = command.clone();
+        let mut handoff = Handoff::at(command["path"].as_str().unwrap())
+            .app_version(command["version"].as_str().unwrap_or("0"))
+            .exclusive(self.option("exclusive"))
+            .allow_shared_folder(self.option("allow_shared_folder"));
+        let duration = |key: &str| command[key].as_u64().map(Duration::from_millis);
+        if let Some(limit) = duration("drain_ms") {
+            handoff = handoff.drain_within(limit);
+        }
+        if let Some(limit) = duration("start_ms") {
+            handoff = handoff.start_within(limit);
+        }
+        if let Some(limit) = duration("progress_ms") {
+            handoff = handoff.progress_within(limit);
+        }
+        if let Some(limit) = duration("warm_up_ms") {
+            handoff = handoff.warm_up_within(limit);
+        }
+        if let Some(limit) = duration("release_ms") {
+            handoff = handoff.release_within(limit);
+        }
+        for uid in command["allow_uids"].as_array().into_iter().flatten() {
+            handoff = handoff.allow_uid(uid.as_u64().unwrap() as u32);
+        }
+        self.stopper = Some(handoff.stopper()?);
+        let joining = if self.option("rehearsal") { handoff.begin_rehearsal()? } else { handoff.begin()? };
+        self.stage = Stage::Joining(joining);
+        Ok(json!(true))
+    }
+
+    fn claim(&mut self, wanted: &Value) -> Answer {
+        let name = wanted["name"].as_str().unwrap();
+        let address = wanted["address"].as_str().unwrap_or_default();
+        let content = wanted["content"].as_str().unwrap_or_default().to_owned();
+        let count = wanted["count"].as_u64();
+        if let Some(count) = count {
+            let mut one = wanted.clone();
+            one.as_object_mut().unwrap().remove("count");
+            for number in 0..count {
+                one["name"] = json!(format!("{name}-{number:04}"));
+                self.claim(&one)?;
+            }
+            return Ok(json!(true));
+        }
+        let starting = self.starting();
+        let claimed = match wanted["kind"].as_str().unwrap() {
+            "tcp" => Claimed::Tcp(starting.tcp_listener(name, address)?),
+            "udp" => Claimed::Udp(starting.udp_socket(name, address)?),
+            "unix" => Claimed::Unix(starting.unix_listener(name, address)?),
+            "unix-datagram" => Claimed::Datagram(starting.unix_datagram(name, address)?),
+            "seqpacket" => Claimed::Seqpacket(starting.seqpacket_listener(name, address)?),
+            "memfd" => Claimed::Raw(starting.raw(name, || {
+                let memfd = nix::sys::memfd::memfd_create("puppet", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+                std::fs::File::from(memfd.try_clone()?).write_all_at(content.as_bytes(), 0)?;
+                Ok(memfd)
+            })?),
+            "null" => Claimed::Raw(starting.raw(name, || Ok(std::fs::File::open("/dev/null")?.into()))?),
+            "inherited" => match starting.inherited(name)? {
+                Some(fd) => Claimed::Raw(fd),
+                None => return Ok(json!(false)),
+            },
+            // Both ends, as `NAME-read` and `NAME-write`.
+            "pipe" => {
+                let mut pipe = None;
+                let made = |pipe: &mut Option<_>| -> std::io::Result<()> {
+                    if pipe.is_none() {
+                        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                        *pipe = Some((Some(read), Some(write)));
+                    }
+                    Ok(())
+                };
+                let (reading, writing) = (format!("{name}-read"), format!("{name}-write"));
+                let read = starting.raw(&reading, || {
+                    made(&mut pipe)?;
+                    Ok(pipe.as_mut().unwrap().0.take().unwrap())
+                })?;
+                let write = starting.raw(&writing, || {
+                    made(&mut pipe)?;
+                    Ok(pipe.as_mut().unwrap().1.take().unwrap())
+                })?;
+                self.claimed.insert(reading, Claimed::Raw(read));
+                self.claimed.insert(writing, Claimed::Raw(write));
+                return Ok(json!(true));
+            }
+            other => panic!("no kind {other:?}"),
+        };
+        let address = claimed.address();
+        self.claimed.insert(name.to_owned(), claimed);
+        Ok(json!({"address": address}))
+    }
+
+    /// Does what can be done without waiting, and tells what came of it.
+    fn turn(&mut self) {
+        loop {
+            match std::mem::take(&mut self.stage) {
+                Stage::Idle => return,
+                Stage::Joining(mut joining) => match joining.process() {
+                    Ok(false) => return self.stage = Stage::Joining(joining),
+                    Ok(true) => {
+                        let Ok(starting) = joining.started() else { panic!("started is not started") };
+                        self.started(starting);
+                    }
+                    Err(error) => return self.failed(&error),
+                },
+                Stage::Starting(mut starting) => {
+                    if !self.option("deaf")
+                        && let Err(error) = starting.process()
+                    {
+                        return self.failed(&error);
+                    }
+                    return self.stage = Stage::Starting(starting);
+                }
+                Stage::Committing(mut committing) => match committing.process() {
+                    Ok(false) => return self.stage = Stage::Committing(committing),
+                    Ok(true) => {
+                        let Ok(serving) = committing.serving() else { panic!("serving is not serving") };
+                        let addresses: BTreeMap<&str, String> = self
+                            .claimed
+                            .iter()
+                            .filter_map(|(name, claimed)| Some((name.as_str(), claimed.address()?)))
+                            .collect();
+                        tell("serving", json!({"generation": serving.generation(), "addresses": addresses}));
+                        self.accepting = self.options["accept"].as_bool().unwrap_or(true);
+                        self.stage = Stage::Serving(serving);
+                    }
+                    Err(error) => return self.failed(&error),
+                },
+                Stage::Serving(mut serving) => match serving.process() {
+                    Ok(None) => return self.stage = Stage::Serving(serving),
+                    Ok(Some(event)) => {
+                        self.stage = Stage::Serving(serving);
+                        if let Err(error) = self.told(event) {
+                            return self.failed(&error);
+                        }
+                    }
+                    Err(error) => return self.failed(&error),
+                },
+                Stage::Draining(mut draining) => match draining.process() {
+                    Ok(false) => return self.stage = Stage::Draining(draining),
+                    Ok(true) => match draining.drained() {
+                        Ok(Drained::Done(summary)) => {
+                            self.clear();
+                            tell("drained", json!({"forced": summary.forced, "in_flight": summary.in_flight}));
+                            if self.options["exit"].as_bool().unwrap_or(true) {
+                                std::process::exit(0);
+                            }
+                        }
+                        Ok(Drained::Resumed(serving)) => {
+                            tell("resumed", json!({"generation": serving.generation()}));
+                            self.accepting = true;
+                            self.stage = Stage::Serving(serving);
+                        }
+                        Err(_) => panic!("drained is not drained"),
+                    },
+                    Err(error) => return self.failed(&error),
+                },
+            }
+        }
+    }
+
+    /// Everything is here: claims and gets ready, where the options say so.
+    fn started(&mut self, starting: Starting) {
+        let entries: Vec<&str> = starting.entries().map(|entry| entry.name.as_str()).collect();
+        let failed = starting
+            .entries()
+            .flat_map(|entry| starting.checks(&entry.name))
+            .filter(|check| !check.ok)
+            .map(|check| json!(check))
+            .collect::<Vec<_>>();
+        tell(
+            "started",
+            json!({
+                "generation": starting.generation(),
+                "predecessor": starting.predecessor(),
+                "entries": entries,
+                "failed_checks": failed,
+            }),
+        );
+        self.stage = Stage::Starting(starting);
+        if self.option("rehearsal") {
+            return;
+        }
+        for claim in self.options["claims"].as_array().cloned().unwrap_or_default() {
+            if let Err(error) = self.claim(&claim) {
+                return self.failed(&error);
+            }
+        }
+        if self.option("ready") {
+            let Stage::Starting(starting) = std::mem::take(&mut self.stage) else { return };
+            match starting.begin_ready() {
+                Ok(committing) => self.stage = Stage::Committing(committing),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn told(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Release => {
+                tell("release", json!({}));
+                if self.options["release"].as_bool().unwrap_or(true) {
+                    self.serving().released()?;
+                }
+            }
+            Event::Resume => {
+                tell("resume", json!({"generation": self.serving().generation()}));
+                self.accepting = true;
+            }
+            Event::Leave(reason) => {
+                let stopped = reason == Reason::Stopped;
+                if stopped {
+                    // Nobody comes after this process.
+                    self.accept();
+                }
+                self.accepting = false;
+                tell("leave", json!({"reason": if stopped { "stopped" } else { "successor" }}));
+                if self.options["drain"].as_bool().unwrap_or(true) {
+                    let Stage::Serving(serving) = std::mem::take(&mut self.stage) else { return Ok(()) };
+                    self.stage = Stage::Draining(serving.begin_drain()?);
+                }
+            }
+            other => tell("event", json!({"what": format!("{other:?}")})),
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &Error) {
+        self.clear();
+        tell("failed", describe(error));
+    }
+
+    /// Lets go of everything.
+    fn clear(&mut self) {
+        self.stage = Stage::Idle;
+        self.claimed.clear();
+        self.stopper = None;
+        self.accepting = false;
+    }
+
+    /// Takes what waits and answers each with a line: version, generation, pid.
+    fn accept(&mut self) {
+        if !self.accepting {
+            return;
+        }
+        let Stage::Serving(serving) = &self.stage else { return };
+        let version = self.options["version"].as_str().unwrap_or_default();
+        let line = format!("{version} {} {}\n", serving.generation(), std::process::id());
+        for claimed in self.claimed.values().filter(|claimed| claimed.accepts()) {
+            while let Ok(stream) = accept4(&claimed.fd(), SockFlag::SOCK_CLOEXEC) {
+                let _ = send(std::os::fd::AsRawFd::as_raw_fd(&stream), line.as_bytes(), MsgFlags::MSG_NOSIGNAL);
+            }
+        }
+    }
+
+    fn receive(&self, name: &str) -> Option<String> {
+        let mut buffer = [0; 1500];
+        let count = match &self.claimed[name] {
+            Claimed::Udp(socket) => socket.recv(&mut buffer),
+            Claimed::Datagram(socket) => socket.recv(&mut buffer),
+            _ => panic!("{name:?} has no datagrams"),
+        };
+        Some(String::from_utf8_lossy(&buffer[..count.ok()?]).into_owned())
+    }
+
+    fn file(&self, name: &str) -> std::fs::File {
+        self.claimed[name].fd().try_clone_to_owned().unwrap().into()
+    }
+
+    /// All of a memfd, or what a pipe gives at once.
+    fn read(&self, name: &str) -> String {
+        let mut file = self.file(name);
+        let mut buffer = [0; 1500];
+        let count = if file.metadata().unwrap().is_file() {
+            file.read_at(&mut buffer, 0).unwrap()
+        } else {
+            file.read(&mut buffer).unwrap()
+        };
+        String::from_utf8_lossy(&buffer[..count]).into_owned()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        self.file(name).write_all(bytes).unwrap();
+    }
+
+    fn report(&self) -> heirloom::Report {
+        match &self.stage {
+            Stage::Starting(starting) => starting.report().clone(),
+            Stage::Serving(serving) => serving.report().clone(),
+            _ => panic!("no report"),
+        }
+    }
+
+    fn status(&self) -> heirloom::Status {
+        match &self.stage {
+            Stage::Starting(starting) => starting.status(),
+            Stage::Serving(serving) => serving.status(),
+            _ => panic!("no status"),
+        }
+    }
+
+    fn option(&self, key: &str) -> bool {
+        self.options[key].as_bool().unwrap_or(false)
+    }
+
+    fn starting(&mut self) -> &mut Starting {
+        match &mut self.stage {
+            Stage::Starting(starting) => starting,
+            _ => panic!("not starting"),
+        }
+    }
+
+    fn serving(&mut self) -> &mut Serving {
+        match &mut self.stage {
+            Stage::Serving(serving) => serving,
+            _ => panic!("not serving"),
+        }
+    }
+}
+
+/// What a program that this process executes inherits, as it tells itself.
+fn child() -> Value {
+    let output = crate::puppet::command("child").stdin(std::process::Stdio::null()).output().unwrap();
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = output.lines().find_map(|line| line.strip_prefix(MARK)).unwrap();
+    serde_json::from_str::<Value>(line).unwrap()["descriptors"].clone()
+}
+
+fn describe(error: &Error) -> Value {
+    let refusal = match error {
+        Error::Refused(refusal) | Error::GaveUp(refusal) => json!(refusal),
+        _ => Value::Null,
+    };
+    json!({
+        "kind": format!("{error:?}").split([' ', '(', '{']).next(),
+        "code": error.code(),
+        "message": error.to_string(),
+        "hint": error.hint(),
+        "refusal": refusal,
+    })
+}
+
+fn tell(event: &str, mut with: Value) {
+    with["event"] = json!(event);
+    say(&with);
+}
+
+fn say(line: &Value) {
+    println!("{MARK}{line}");
+    let _ = std::io::stdout().flush();
+}
