@@ -41,7 +41,7 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API alone |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
@@ -69,6 +69,7 @@ pub mod protocol;
 mod rehearsal;
 mod serving;
 mod shared;
+mod starting;
 mod status;
 mod sys;
 mod table;
@@ -83,10 +84,11 @@ pub use adapter::tokio;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
 pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
-pub use handoff::{Committing, Handoff, Joining, LastHolder, PredecessorInfo, Starting, Stopper};
+pub use handoff::{Handoff, Joining, Stopper};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity};
 pub use protocol::predecessor::Reason;
 pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
+pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
 pub use table::{Outcome, Report};

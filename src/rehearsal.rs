@@ -1,7 +1,7 @@
 //! A takeover that stops before ready: what `ctl handoff` shows.
 
-use crate::handoff::{PredecessorInfo, Starting};
 use crate::manifest::{Check, Entry};
+use crate::starting::{PredecessorInfo, Starting};
 
 /// Everything that a successor would get, received and checked. Dropping it ends the rehearsal, and so does the owner
 /// after five seconds.

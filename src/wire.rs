@@ -104,10 +104,15 @@ pub(crate) fn encode_body<T: Serialize>(body: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(body).unwrap_or_default()
 }
 
-/// Decodes a body: no deeper than 16, nothing after it.
+/// Decodes a body: a map, no deeper than 16, nothing after it.
 pub(crate) fn decode_body<T: DeserializeOwned>(kind: &'static str, bytes: &[u8]) -> Result<T, Fault> {
+    // The decoder would take positions as well, and they decode silently wrong where a field came in between.
+    if !matches!(bytes.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
+        return Err(Fault::Body(kind));
+    }
     let mut decoder = rmp_serde::Deserializer::new(bytes);
-    decoder.set_max_depth(MAX_DEPTH);
+    // rmp-serde counts down to zero and fails there, so its number is one more than the levels that it reads.
+    decoder.set_max_depth(MAX_DEPTH + 1);
     let value = T::deserialize(&mut decoder).map_err(|_| Fault::Body(kind))?;
     if decoder.get_ref().is_empty() { Ok(value) } else { Err(Fault::TrailingBytes) }
 }

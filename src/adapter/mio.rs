@@ -16,8 +16,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::drain::Draining;
-use crate::handoff::{Committing, Joining, Starting};
+use crate::handoff::Joining;
 use crate::serving::Serving;
+use crate::starting::{Committing, Starting};
 
 macro_rules! source {
     ($($name:ty),*) => {$(

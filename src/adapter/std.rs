@@ -11,10 +11,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::drain::Drained;
 use crate::error::{Error, Result};
-use crate::handoff::{Handoff, Starting};
+use crate::handoff::Handoff;
 use crate::protocol::predecessor::Reason;
 use crate::rehearsal::Rehearsal;
 use crate::serving::{Event, Serving};
+use crate::starting::Starting;
 
 impl Handoff {
     /// Starts, and waits until everything is here: as the successor of the process that serves, or as the first.

@@ -1,31 +1,26 @@
 //! The way in: performs what starter and successor want, and turns what comes of it into their inputs.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{info, warn};
 use mio::Interest;
-use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{CONTROL, Driver, ELDER, FOLDER, Key, Notice, Work};
+use super::{CONTROL, Driver, FOLDER, Key, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Refusal, Result};
 use crate::lock::{self, LockDescription, lock_path};
-use crate::manifest::{Check, Entry, Kind};
-use crate::protocol::message::{Message, Wants};
+use crate::protocol::Timer;
+use crate::protocol::message::Wants;
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::protocol::{FAMILY_SLOTS, Timer};
 use crate::status::DrainStatus;
-use crate::table::{Descriptor, Held, Outcome};
+use crate::table::Outcome;
 use crate::{listener, sys};
 
-/// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
-const HEADROOM: u64 = 32;
 /// How much longer or shorter than asked a pause of the starter is, in percent.
 const JITTER: u64 = 50;
 
@@ -174,162 +169,6 @@ impl Driver {
         );
         predecessor.set_path_inode(self.family.inode);
         self.predecessor = Some(predecessor);
-    }
-
-    /// Something of the predecessor: a message, or descriptors.
-    pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
-        let input = match message {
-            Message::Descriptors(count) => match self.keep(descriptors) {
-                Ok(()) => successor::Input::Arrived(u32::from(count)),
-                Err(error) => successor::Input::Lied(self.withdraw_for(error)),
-            },
-            Message::Draining(draining) => {
-                self.elder_tells(Some(draining.in_flight), draining.left_ms);
-                return;
-            }
-            Message::Bye(bye) => {
-                info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
-                self.elder_tells(Some(bye.in_flight), None);
-                return;
-            }
-            message => {
-                if let Message::Offer(offer) = &message {
-                    self.family.backlog = offer.backlog.unwrap_or(control::BACKLOG);
-                    self.family.inode = offer.path_inode;
-                }
-                successor::Input::Message(message)
-            }
-        };
-        self.work.push_back(Work::Successor(input));
-    }
-
-    fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
-        if let Some(elder) = &mut self.elder {
-            elder.in_flight = in_flight;
-            elder.left_ms = left_ms;
-            self.changed = true;
-        }
-    }
-
-    /// Says to the predecessor why this side withdraws, and keeps the error itself for the application.
-    fn withdraw_for(&mut self, error: Error) -> Refusal {
-        let why = Refusal::new(error.code(), error.to_string());
-        self.cause = Some(error);
-        why
-    }
-
-    /// Checks descriptors against the manifest and keeps them.
-    fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let mut descriptors = descriptors.into_iter();
-        let family = if self.settings.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS as usize };
-        if self.arrived == 0 && family > 0 {
-            let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
-                (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
-            else {
-                return Err(Error::Misbehaved("the first batch lacks what belongs to the family".to_owned()));
-            };
-            self.poller
-                .watch(pidfd.as_fd(), ELDER, Interest::READABLE)
-                .map_err(|error| Error::io("watch the predecessor's pidfd", error))?;
-            self.elder_pidfd = Some(pidfd);
-            self.family.receive(lease, lock, control);
-            self.check_family()?;
-            self.arrived = family;
-        }
-        for descriptor in descriptors {
-            let Some(entry) = self.manifest.get(self.arrived - family) else {
-                return Err(Error::Misbehaved("more descriptors than entries".to_owned()));
-            };
-            let entry = entry.clone();
-            let checks = listener::examine(&entry, descriptor.as_fd(), self.namespace)
-                .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
-            self.judge(&entry, &checks)?;
-            debug!("received {:?}", entry.name);
-            if entry.kind.listens() || matches!(entry.kind, Kind::Udp | Kind::UnixDatagram) {
-                // Only ever set: the mode is shared with the predecessor.
-                let _ = listener::set_nonblocking(descriptor.as_fd());
-            }
-            self.checks.insert(entry.name.clone(), checks);
-            self.table.insert(Held {
-                entry,
-                fd: Descriptor::Plain(Arc::new(descriptor)),
-                claimed: false,
-                silent: false,
-            });
-            self.arrived += 1;
-        }
-        Ok(())
-    }
-
-    /// The family's descriptors must be what they are called: a lock file that is the one at the path, and a socket
-    /// that listens.
-    fn check_family(&self) -> Result<()> {
-        let lie = |what: &str| Err(Error::Misbehaved(what.to_owned()));
-        let (Some(lease), Some(control)) = (&self.family.lease, &self.family.control) else {
-            return lie("the family's descriptors are missing");
-        };
-        // Where this process cannot see the path, in another mount namespace, only the descriptor is true.
-        let path = lock_path(&self.settings.path);
-        if path.exists() && !lock::is_at(lease, &path).unwrap_or(false) {
-            return lie("the lease is not the lock file at the path");
-        }
-        match sys::socket_facts(control.as_fd()) {
-            Ok(facts) if facts.listening && facts.domain == nix::libc::AF_UNIX => Ok(()),
-            _ => lie("the control listener does not listen"),
-        }
-    }
-
-    /// Whether the checks of one descriptor let it in.
-    fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<()> {
-        let lenient = self.settings.allow_foreign_network_namespace || self.settings.wants == Wants::Rehearsal;
-        for check in checks.iter().filter(|check| !check.ok) {
-            // The mode is set on arrival, so a predecessor that forgot it is no reason to stop.
-            if check.check == "non-blocking" || (check.check == "network-namespace" && lenient) {
-                continue;
-            }
-            if self.settings.wants == Wants::Rehearsal {
-                continue; // A look shows what is wrong; it takes nothing.
-            }
-            if let ("network-namespace", Ok(ours), Ok(theirs)) =
-                (check.check, check.expected.parse(), check.found.parse())
-            {
-                return Err(Error::ForeignNamespace { name: entry.name.clone(), theirs, ours });
-            }
-            return Err(Error::Mismatch {
-                name: entry.name.clone(),
-                check: check.check,
-                expected: check.expected.clone(),
-                found: check.found.clone(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Raises the soft limit on open files to the hard one, and says whether so many more fit.
-    fn reserve(&self, count: u32) -> Result<()> {
-        let (mut soft, hard) =
-            getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::io("ask for the limit on open files", errno))?;
-        let open = open_descriptors();
-        let needed = u64::from(count) + HEADROOM;
-        if soft.saturating_sub(open) < needed && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-            soft = hard;
-        }
-        let room = soft.saturating_sub(open);
-        if room >= needed {
-            return Ok(());
-        }
-        Err(Error::Room { needed, room })
-    }
-
-    pub(super) fn no_room(&mut self, peer: super::Peer) {
-        let what = "the limit on open files was reached while descriptors came";
-        if Some(peer) == self.link {
-            let room = Errno::EMFILE;
-            let why = self.withdraw_for(Error::io("receive the descriptors of the predecessor", room));
-            self.work.push_back(Work::Successor(successor::Input::Lied(why)));
-        } else {
-            self.owner(predecessor::Input::Fault(peer, what.to_owned()));
-        }
     }
 
     /// The predecessor's pidfd became readable. What it had sent is read first, then the death counts.
@@ -587,14 +426,6 @@ impl Driver {
     /// Whether dropping everything now would close the last copies of inherited listeners: the predecessor is dead.
     pub(crate) fn is_last_holder(&self) -> bool {
         self.successor.as_ref().is_some_and(Successor::predecessor_died) && self.table.len() > 0
-    }
-}
-
-/// How many descriptors this process has open; without /proc, the lowest free number is a fair guess.
-fn open_descriptors() -> u64 {
-    match std::fs::read_dir("/proc/self/fd") {
-        Ok(descriptors) => descriptors.count() as u64,
-        Err(_) => 64,
     }
 }
 

@@ -3,11 +3,13 @@
 //! The driver owns every descriptor of a handoff and runs the machines: what a connection, the kernel or a deadline
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
-//! [`joining`] performs the outputs of starter and successor, [`owning`] those of the predecessor.
+//! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
+//! the outputs of the predecessor.
 
 mod family;
 mod joining;
 mod owning;
+mod receiving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
