@@ -3,7 +3,8 @@
 //! It answers each line with its version, its generation and the line:
 //!
 //! ```text
-//! cargo run --example blocking -- --control /run/user/$UID/lines.sock --listen 127.0.0.1:7000 --app-version 1
+//! mkdir -m 700 /tmp/lines
+//! cargo run --example blocking -- --control /tmp/lines/handoff.sock --listen 127.0.0.1:7000 --app-version 1
 //! nc 127.0.0.1 7000
 //! ```
 //!
@@ -13,7 +14,6 @@
 //!
 //! Its protocol has no word for "connect again", so a connection that outlasts the drain is cut off. A protocol of
 //! your own should have one: see `support/service.rs`, where it is `Connection: close`.
-#![allow(clippy::print_stdout, reason = "a program prints")]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -31,6 +31,8 @@ use crate::shortage::is_shortage;
 
 #[path = "support/args.rs"]
 mod args;
+#[path = "support/console.rs"]
+mod console;
 #[path = "support/failure.rs"]
 mod failure;
 #[path = "support/shortage.rs"]
@@ -94,7 +96,7 @@ struct Service {
 
 impl Service {
     fn say(&self, what: &str) {
-        println!("version {} (pid {}): {what}", self.version, std::process::id());
+        console::say(&self.version, what);
     }
 
     /// Accepts until somebody else serves, or until stop was asked.

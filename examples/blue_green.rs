@@ -13,7 +13,6 @@
 //!
 //! A deploy tool of your own needs far less: start the new version, and wait until it serves. What is here beyond that
 //! is the load, and the proof.
-#![allow(clippy::print_stdout, reason = "a program prints")]
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
@@ -122,11 +121,8 @@ async fn deploy(cli: Cli) -> ExitCode {
     };
     let report = deployment.end(outcome).await;
 
-    if json {
-        println!("{:#}", report.json());
-    } else {
-        print!("{report}");
-    }
+    // Whoever has stopped reading gets the exit code all the same.
+    let _ = if json { writeln!(io::stdout(), "{:#}", report.json()) } else { write!(io::stdout(), "{report}") };
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -248,7 +244,7 @@ fn tell(step: service::Step) {
     let mut line = json!(step);
     line["at_us"] = json!(u64::try_from(clock::now().as_micros()).unwrap_or(u64::MAX));
     // Nobody reads it where the deploy tool is gone: the end of its lifeline is what this process acts on.
-    drop(writeln!(io::stdout(), "{line}"));
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// Ends when the deploy tool has let go of this process's standard input, or is dead.

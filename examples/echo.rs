@@ -3,7 +3,8 @@
 //! It echoes bytes:
 //!
 //! ```text
-//! cargo run --example echo -- --control /run/user/$UID/echo.sock --listen 127.0.0.1:7007 --app-version 1
+//! mkdir -m 700 /tmp/echo
+//! cargo run --example echo -- --control /tmp/echo/handoff.sock --listen 127.0.0.1:7007 --app-version 1
 //! nc 127.0.0.1 7007
 //! ```
 //!
@@ -13,7 +14,6 @@
 //! What such a loop has to do for it: process the handoff when it is readable, stop accepting at `Leave` and
 //! `StandBy`, start again at `Resume`; and after `Leave` go on with the connections until the drain says that it is
 //! over.
-#![allow(clippy::print_stdout, reason = "a program prints")]
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -32,6 +32,8 @@ use crate::failure::Failure;
 
 #[path = "support/args.rs"]
 mod args;
+#[path = "support/console.rs"]
+mod console;
 #[path = "support/failure.rs"]
 mod failure;
 #[path = "support/signals.rs"]
@@ -61,7 +63,7 @@ fn serve(args: &ServerArgs) -> Result<(), Failure> {
     starting.wait(args.warm_up)?;
     let mut serving = starting.ready()?;
 
-    let say = |what: &str| println!("version {} (pid {}): {what}", args.app_version, std::process::id());
+    let say = |what: &str| console::say(&args.app_version, what);
     let mut echo = Echo::new(listener)?;
     loop {
         say(&format!("serving {} as generation {}", echo.listener.local_addr()?, serving.generation()));

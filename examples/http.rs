@@ -3,7 +3,8 @@
 //! Start a version, and look at what answers:
 //!
 //! ```text
-//! cargo run --example http -- --control /run/user/$UID/shop.sock --listen 127.0.0.1:8080 --app-version 1
+//! mkdir -m 700 /tmp/shop
+//! cargo run --example http -- --control /tmp/shop/handoff.sock --listen 127.0.0.1:8080 --app-version 1
 //! curl http://127.0.0.1:8080/
 //! ```
 //!
@@ -11,14 +12,13 @@
 //! and exits:
 //!
 //! ```text
-//! cargo run --example http -- --control /run/user/$UID/shop.sock --listen 127.0.0.1:8080 --app-version 2
+//! cargo run --example http -- --control /tmp/shop/handoff.sock --listen 127.0.0.1:8080 --app-version 2
 //! ```
 //!
 //! Try it with `curl "http://127.0.0.1:8080/slow?ms=5000"` under way, with `--warm-up 10s` and a Ctrl-C in it, and the
 //! other way round: version 1 may follow version 2. `RUST_LOG=info` shows what heirloom does meanwhile.
 //!
 //! `support/service.rs` is the server; `blue_green` puts it under load.
-#![allow(clippy::print_stdout, reason = "a program prints")]
 
 use std::process::ExitCode;
 
@@ -26,6 +26,8 @@ use clap::Parser;
 
 #[path = "support/args.rs"]
 mod args;
+#[path = "support/console.rs"]
+mod console;
 #[path = "support/failure.rs"]
 mod failure;
 #[path = "support/service.rs"]
@@ -45,9 +47,6 @@ struct Cli {
 async fn main() -> ExitCode {
     env_logger::init();
     let Cli { server } = Cli::parse();
-    let version = server.app_version.clone();
-    let pid = std::process::id();
-    let tell = move |step| println!("version {version} (pid {pid}): {step}");
-
+    let tell = |step| console::say(&server.app_version, step);
     failure::exit_code("http", service::serve(&server, service::signalled(), tell).await)
 }

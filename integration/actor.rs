@@ -118,6 +118,7 @@ struct Actor {
     input: Vec<u8>,
     /// Whether the accept loop runs: it does between `serving` and `leave`, unless the options say otherwise.
     accepting: bool,
+    cancel_after: Option<u64>,
 }
 
 impl Actor {
@@ -127,6 +128,14 @@ impl Actor {
         loop {
             self.turn();
             self.accept();
+            match &mut self.cancel_after {
+                Some(0) => {
+                    self.cancel_after = None;
+                    self.stopper.iter().for_each(Stopper::stop);
+                }
+                Some(rounds) => *rounds -= 1,
+                None => {}
+            }
             let stdin = std::io::stdin();
             let mut waiting = vec![PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
             match &self.stage {
@@ -143,11 +152,15 @@ impl Actor {
                 let listeners = self.claimed.values().filter(|claimed| claimed.accepts());
                 waiting.extend(listeners.map(|claimed| PollFd::new(claimed.fd(), PollFlags::POLLIN)));
             }
-            if poll(&mut waiting, PollTimeout::NONE).is_err() {
+            // A cancel that is due comes, whether anything else does or not.
+            let timeout = if self.cancel_after.is_some() { PollTimeout::ZERO } else { PollTimeout::NONE };
+            if poll(&mut waiting, timeout).is_err() {
                 continue;
             }
             let spoken = waiting[0].any().unwrap_or(true);
             drop(waiting);
+            // What happened before a command was sent is dealt with before that command.
+            self.turn();
             if spoken {
                 self.listen();
             }
@@ -180,7 +193,10 @@ impl Actor {
             "nothing" => {}
             "begin" => return self.begin(command),
             "claim" => return self.claim(command),
-            "progress" => self.starting().progress(&text("text"))?,
+            "progress" => match &mut self.stage {
+                Stage::Starting(starting) => starting.progress(&text("text"))?,
+                _ => return Ok(json!(false)),
+            },
             "ready" => {
                 let Stage::Starting(starting) = std::mem::take(&mut self.stage) else { panic!("not starting") };
                 self.stage = Stage::Committing(starting.begin_ready()?);
@@ -197,7 +213,9 @@ impl Actor {
                 self.stage = Stage::Draining(serving.begin_drain()?);
             }
             "stop" => self.serving().stop()?,
-            "cancel" => self.stopper.as_ref().unwrap().stop(),
+            "cancel" => self.stopper.iter().for_each(Stopper::stop),
+            // Cancels after so many rounds of the loop, whatever the stage is by then.
+            "cancel-after" => self.cancel_after = command["rounds"].as_u64(),
             "drop" => self.clear(),
             "abort" => {
                 let Stage::Starting(starting) = std::mem::take(&mut self.stage) else { panic!("not starting") };
@@ -334,12 +352,17 @@ impl Actor {
                         let Ok(starting) = joining.started() else { panic!("started is not started") };
                         self.started(starting);
                     }
-                    Err(error) => return self.failed(&error),
+                    Err(error) => {
+                        drop(joining);
+                        return self.failed(&error);
+                    }
                 },
                 Stage::Starting(mut starting) => {
                     if !self.option("deaf")
                         && let Err(error) = starting.process()
                     {
+                        // First let go, then tell: a test looks at what is left.
+                        drop(starting);
                         return self.failed(&error);
                     }
                     return self.stage = Stage::Starting(starting);
@@ -357,7 +380,10 @@ impl Actor {
                         self.accepting = self.options["accept"].as_bool().unwrap_or(true);
                         self.stage = Stage::Serving(serving);
                     }
-                    Err(error) => return self.failed(&error),
+                    Err(error) => {
+                        drop(committing);
+                        return self.failed(&error);
+                    }
                 },
                 Stage::Serving(mut serving) => match serving.process() {
                     Ok(None) => return self.stage = Stage::Serving(serving),
@@ -367,7 +393,10 @@ impl Actor {
                             return self.failed(&error);
                         }
                     }
-                    Err(error) => return self.failed(&error),
+                    Err(error) => {
+                        drop(serving);
+                        return self.failed(&error);
+                    }
                 },
                 Stage::Draining(mut draining) => match draining.process() {
                     Ok(false) => return self.stage = Stage::Draining(draining),
@@ -386,7 +415,10 @@ impl Actor {
                         }
                         Err(_) => panic!("drained is not drained"),
                     },
-                    Err(error) => return self.failed(&error),
+                    Err(error) => {
+                        drop(draining);
+                        return self.failed(&error);
+                    }
                 },
             }
         }
@@ -480,7 +512,7 @@ impl Actor {
         let version = self.options["version"].as_str().unwrap_or_default();
         let line = format!("{version} {} {}\n", serving.generation(), std::process::id());
         for claimed in self.claimed.values().filter(|claimed| claimed.accepts()) {
-            while let Ok(stream) = accept4(&claimed.fd(), SockFlag::SOCK_CLOEXEC) {
+            while let Ok(stream) = accept4(claimed.fd(), SockFlag::SOCK_CLOEXEC) {
                 let _ = send(std::os::fd::AsRawFd::as_raw_fd(&stream), line.as_bytes(), MsgFlags::MSG_NOSIGNAL);
             }
         }

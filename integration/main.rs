@@ -6,6 +6,18 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "tests")]
 
 mod actor;
+mod bad_input;
+mod ctl;
+mod descriptors;
+mod faces;
+mod failure;
+mod kinds;
+mod layers;
+mod peer;
+mod peers;
 mod puppet;
+mod recorded;
+mod starting;
+mod steps;
 mod takeover;
 mod visitor;

@@ -180,21 +180,20 @@ impl Puppet {
         self.first_of(&["failed"])
     }
 
-    /// What happened so far that nobody asked for.
+    /// What happened so far that nobody asked for; everything, where the puppet has ended.
     pub(crate) fn events(&mut self) -> Vec<Value> {
-        self.sync();
+        if self.reaped.is_none() {
+            self.sync();
+        }
+        while let Ok(line) = self.lines.try_recv() {
+            self.sort(line);
+        }
         self.events.drain(..).collect()
     }
 
-    /// Nothing happens in this puppet for so long.
-    #[track_caller]
-    pub(crate) fn is_silent_for(&mut self, duration: Duration) {
-        self.sync();
-        assert!(self.events.is_empty(), "{:?}", self.events);
-        match self.lines.recv_timeout(duration) {
-            Err(RecvTimeoutError::Timeout) => {}
-            heard => panic!("{heard:?}"),
-        }
+    /// Whether nothing is heard of this puppet for so long, without a question.
+    pub(crate) fn is_silent_for(&mut self, duration: Duration) -> bool {
+        matches!(self.lines.recv_timeout(duration), Err(RecvTimeoutError::Timeout))
     }
 
     /// Waits until everything that was sent so far has been acted on.
@@ -205,11 +204,14 @@ impl Puppet {
     /// Takes one line in; `false` where none comes any more.
     fn hear(&mut self, end: Instant) -> bool {
         match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(line) if line.get("event").is_some() => self.events.push_back(line),
-            Ok(line) => self.answers.push_back(line),
+            Ok(line) => self.sort(line),
             Err(_) => return false,
         }
         true
+    }
+
+    fn sort(&mut self, line: Value) {
+        if line.get("event").is_some() { self.events.push_back(line) } else { self.answers.push_back(line) }
     }
 
     /// kill -9, and waits for the end.
@@ -218,6 +220,41 @@ impl Puppet {
             let _ = self.child.kill();
             self.reaped = self.child.wait().ok();
         }
+    }
+
+    /// Waits for what comes first: it says this (`true`), or its process ends (`false`).
+    #[track_caller]
+    pub(crate) fn says_or_dies(&mut self, event: &str) -> bool {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if self.has_said(event) {
+                return true;
+            }
+            if !self.hear(end) {
+                assert!(Instant::now() < end, "it neither said {event:?} nor died");
+                return false;
+            }
+        }
+    }
+
+    /// Whether it is alive and has acted on everything that it was told.
+    pub(crate) fn survives(&mut self) -> bool {
+        self.tell(&json!({"do": "nothing"}));
+        let end = Instant::now() + PATIENCE;
+        while self.answers.is_empty() {
+            if !self.hear(end) {
+                return false;
+            }
+        }
+        self.answers.pop_front().is_some()
+    }
+
+    /// Whether it has said this; the event stays.
+    pub(crate) fn has_said(&mut self, event: &str) -> bool {
+        while let Ok(line) = self.lines.try_recv() {
+            self.sort(line);
+        }
+        self.events.iter().any(|said| said["event"] == event)
     }
 
     /// SIGSTOP, and waits until it has stopped.

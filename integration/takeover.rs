@@ -309,18 +309,22 @@ fn unix_paths_stay_where_a_successor_owns_them_and_where_a_stranger_has_bound() 
 }
 
 #[test]
-fn unix_paths_stay_while_a_drainer_of_the_family_lives() {
+fn a_stop_on_purpose_is_not_undone_by_a_drainer_and_its_paths_stay_for_the_next_start() {
     let scene = Scene::new();
     let path = scene.path("app.sock");
     let claims = json!({"claims": [{"kind": "unix", "name": "local", "address": path}]});
     let (mut first, _) = scene.serve("1", claims.clone());
     first.ask(json!({"do": "lease"}));
-    let (mut second, _) = scene.serve("2", claims);
+    let (mut second, _) = scene.serve("2", claims.clone());
+    first.event("leave");
     second.ask(json!({"do": "stop"}));
     assert_eq!(second.exit_code(), Some(0));
-    // Nobody owns: the drainer takes the service up again, and its path is still there.
-    first.event("resumed");
-    assert_eq!(visit_unix(&path).pid, first.pid());
+    assert!(path.exists(), "a process of the family still has it open");
+    first.ask(json!({"do": "end-lease"}));
+    assert_eq!(first.first_of(&["resumed", "drained"])["event"], "drained");
+    assert_eq!(first.exit_code(), Some(0));
+    let (third, _) = scene.serve("3", claims);
+    assert_eq!(visit_unix(&path).pid, third.pid());
 }
 
 #[test]

@@ -11,9 +11,6 @@ use crate::protocol::message::Message;
 use crate::shared::SharedFd;
 use crate::wire::{Assembler, Frame, Header};
 
-/// The most unsent bytes for a client that only asks; beyond it the client reads nothing and is let go.
-const MAX_BACKLOG: usize = 1024 * 1024;
-
 /// Bytes that wait to be written, or a header with descriptors.
 #[derive(Debug)]
 struct Chunk {
@@ -190,8 +187,8 @@ impl Connection {
         !self.outgoing.is_empty()
     }
 
-    /// Whether this peer lets more pile up than a client may.
-    pub(crate) fn is_overdue(&self) -> bool {
-        self.outgoing.iter().map(|chunk| chunk.bytes.len()).sum::<usize>() > MAX_BACKLOG
+    /// How many bytes wait to be written.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.outgoing.iter().map(|chunk| chunk.bytes.len() - chunk.written).sum()
     }
 }

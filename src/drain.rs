@@ -86,8 +86,8 @@ impl Draining {
     pub fn drained(self) -> std::result::Result<Drained, Draining> {
         match self.end {
             Some(End::Exit) => {
-                let in_flight = self.driver.wake().leases();
-                Ok(Drained::Done(Summary { forced: in_flight > 0, in_flight }))
+                let (forced, in_flight) = self.driver.drain_summary();
+                Ok(Drained::Done(Summary { forced, in_flight }))
             }
             Some(End::Resume) => Ok(Drained::Resumed(Serving::new(self.driver))),
             None => Err(self),

@@ -256,6 +256,15 @@ impl Error {
         Error::Name { name: name.to_owned(), problem }
     }
 
+    /// Whether the one thing wrong is that too many files are open at the moment, here or in the whole system: no reason
+    /// to end a service for those who are in it. Wait a little, then accept again.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        use nix::errno::Errno;
+        let Error::Io { source, .. } = self else { return false };
+        matches!(source.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
+    }
+
     /// A stable word for programs. That of a refusal is the owner's own.
     #[must_use]
     pub fn code(&self) -> &str {
@@ -332,6 +341,9 @@ impl Error {
                 "share the network namespace, bind anew, or allow_foreign_network_namespace".to_owned()
             }
             Error::Room { .. } => "raise the limit on open files (ulimit -Hn) of the new process".to_owned(),
+            Error::Name { name, problem: NameProblem::Overlaps { other } } if name == other => {
+                "change the address under another name, or stop the service first".to_owned()
+            }
             Error::Name { problem: NameProblem::Overlaps { .. }, .. } => {
                 "give both names different addresses".to_owned()
             }
@@ -372,6 +384,12 @@ impl fmt::Display for Error {
             }
             Error::Stranger { uid } => write!(f, "the process at the other end runs as uid {uid}, who is not allowed"),
             Error::Path { path, problem } => write!(f, "cannot use {}: {problem}", path.display()),
+            Error::Name { name, problem: NameProblem::Overlaps { other } } if name == other => {
+                write!(
+                    f,
+                    "cannot use the name {name:?}: its new address overlaps the one where the predecessor listens"
+                )
+            }
             Error::Name { name, problem } => write!(f, "cannot use the name {name:?}: {problem}"),
             Error::Mismatch { name, check, expected, found } => write!(
                 f,

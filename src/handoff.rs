@@ -16,7 +16,7 @@ use crate::wake::Wake;
 /// How a process takes part in a service: where its control socket is, and on what terms.
 ///
 /// The same program is the first of its family or a successor; it need not know which.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Handoff {
     path: PathBuf,
     app_version: String,

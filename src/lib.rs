@@ -43,7 +43,7 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -69,6 +69,7 @@ pub mod protocol;
 mod rehearsal;
 mod serving;
 mod shared;
+mod spare;
 mod starting;
 mod status;
 mod sys;
@@ -92,3 +93,8 @@ pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
 pub use table::{Outcome, Report};
+
+/// Keeps the README's code true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::poll;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity};
@@ -15,6 +17,10 @@ use crate::sys;
 
 /// The backlog of a listener unless told otherwise; the kernel cuts it to `net.core.somaxconn`.
 pub(crate) const BACKLOG: u32 = 4096;
+/// How long the listeners of a family may outlive its lease.
+const STILL_IN_USE: Duration = Duration::from_secs(1);
+/// The pause before an address that is in use is tried again, in milliseconds.
+const IN_USE_PAUSE: u8 = 5;
 
 /// Makes and binds an internet socket. A stream socket does not listen yet: what queued in a process that gives up
 /// would be reset.
@@ -37,13 +43,28 @@ pub(crate) fn bind_unix(kind: &Kind, path: &Path) -> io::Result<OwnedFd> {
     socket.set_nonblocking(true)?;
     let address = SockAddr::unix(path)?;
     match socket.bind(&address) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&address, socket_type) => {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path, &address, socket_type) => {
             std::fs::remove_file(path)?;
             socket.bind(&address)?;
         }
         bound => bound?,
     }
     Ok(socket.into())
+}
+
+/// Binds, and for a moment tries again what is in use: the last of a family gives its lease back a moment before its
+/// listeners are closed, by its application or by the kernel, and no event tells of that.
+pub(crate) fn bind_when_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + STILL_IN_USE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                // Without descriptors poll(2) only waits.
+                let _ = poll(&mut [], IN_USE_PAUSE);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn unix_type(kind: &Kind) -> Type {
@@ -54,11 +75,26 @@ fn unix_type(kind: &Kind) -> Type {
     }
 }
 
-/// Whether a socket file is there that no process has open: connect(2) is refused.
-fn is_stale(address: &SockAddr, socket_type: Type) -> bool {
+/// Whether a socket file is there that no process has open: connect(2) is refused. It is for a plain file, too, and that
+/// is somebody's data; and a symbolic link leads anywhere.
+fn is_stale(path: &Path, address: &SockAddr, socket_type: Type) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    if !std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+        return false;
+    }
     let connected = Socket::new(Domain::UNIX, socket_type, None)
         .and_then(|probe| probe.set_nonblocking(true).and_then(|()| probe.connect(address)));
-    matches!(connected, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    matches!(connected, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused) && !is_bound(path)
+}
+
+/// Whether some process has bound the path and does not listen yet, as another service does that is still starting: that
+/// is refused, too. `/proc/net/unix` shows such a socket as unconnected (state 01); a connection that was once accepted
+/// at the path and outlived its listener is connected (03).
+fn is_bound(path: &Path) -> bool {
+    let Ok(sockets) = std::fs::read_to_string("/proc/net/unix") else { return false };
+    // Num RefCount Protocol Flags Type St Inode Path
+    let ending = format!(" {}", path.display());
+    sockets.lines().any(|line| line.split_whitespace().nth(5) == Some("01") && line.ends_with(&ending))
 }
 
 /// listen(2), at the commit and never before.
@@ -245,6 +281,11 @@ pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || (wildcard && families_meet))
 }
 
+/// Removes a socket's path if it still leads to the file that was bound there. `true`: it did.
+pub(crate) fn remove(path: &Path, inode: (u64, u64)) -> bool {
+    path_inode(path) == Some(inode) && std::fs::remove_file(path).is_ok()
+}
+
 /// Device and inode of what is at a path.
 pub(crate) fn path_inode(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -293,6 +334,24 @@ mod tests {
         let zero = std::fs::File::open("/dev/zero").unwrap();
         assert_eq!(failed(&raw, zero.as_fd(), None), ["file"]);
         assert_eq!(failed(&entry, listener.as_fd(), Some(1)), ["network-namespace"]);
+    }
+
+    #[test]
+    fn a_path_is_replaced_where_its_socket_is_dead_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        // Bound and not yet listening: another service that is still starting.
+        let bound = bind_unix(&Kind::UnixListener, &path).unwrap();
+        let refused = bind_unix(&Kind::UnixListener, &path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        drop(bound);
+        let again = bind_unix(&Kind::UnixListener, &path).unwrap();
+        drop(again);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "data").unwrap();
+        let refused = bind_unix(&Kind::UnixListener, &path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
     }
 
     #[test]

@@ -152,7 +152,16 @@ impl LockDescription {
 
     /// Whether some description other than this one holds byte 0 or 1. A look that takes nothing.
     pub(crate) fn is_held_elsewhere(&self) -> io::Result<bool> {
-        let mut lock = range(OWNER, 2, libc::F_WRLCK);
+        self.look(OWNER, 2)
+    }
+
+    /// Whether some description other than this one holds byte 0. A look that takes nothing.
+    pub(crate) fn is_owned_elsewhere(&self) -> io::Result<bool> {
+        self.look(OWNER, 1)
+    }
+
+    fn look(&self, start: libc::off_t, length: libc::off_t) -> io::Result<bool> {
+        let mut lock = range(start, length, libc::F_WRLCK);
         fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         Ok(i32::from(lock.l_type) != libc::F_UNLCK)
     }
@@ -271,6 +280,9 @@ mod tests {
         let (old, new, third) = (description(&path), description(&path), description(&path));
         assert!(old.join_takeover().unwrap() && new.join_takeover().unwrap());
         assert!(!third.bar_takeovers().unwrap());
+        assert!(third.is_held_elsewhere().unwrap() && !third.is_owned_elsewhere().unwrap());
+        assert!(!old.bar_takeovers().unwrap(), "its own shared lock is no right to the other's");
+        assert!(!third.bar_takeovers().unwrap(), "and is still there");
         old.leave_takeover().unwrap();
         assert!(!third.bar_takeovers().unwrap());
         new.leave_takeover().unwrap();

@@ -168,7 +168,11 @@ impl Starting {
     /// # Errors
     /// [`LastHolder`] where the predecessor has died: to drop this would close the last copies of its listeners. Keep
     /// it, and be ready; or drop it all the same.
-    pub fn abort(self) -> std::result::Result<(), LastHolder> {
+    pub fn abort(mut self) -> std::result::Result<(), LastHolder> {
+        // The predecessor may have died without anybody having looked.
+        if self.process().is_err() {
+            return Ok(());
+        }
         if self.driver.is_last_holder() { Err(LastHolder(Box::new(self))) } else { Ok(()) }
     }
 
@@ -220,13 +224,15 @@ impl Starting {
         if !self.is_inherited(&asked, &same) {
             self.check_overlap(name, &kind, &addresses)?;
         }
+        let after_others = self.after_others();
         self.claim(&asked, same, || {
             let mut refused = Error::io(
                 format!("bind {name:?}"),
                 std::io::Error::new(std::io::ErrorKind::InvalidInput, "no address"),
             );
             for address in &addresses {
-                match listener::bind_inet(&kind, *address) {
+                let bind = || listener::bind_inet(&kind, *address);
+                match if after_others { listener::bind_when_free(bind) } else { bind() } {
                     Ok(fd) => return Ok(fd),
                     Err(error) => refused = Error::io(format!("bind {name:?} to {address}"), error),
                 }
@@ -254,18 +260,24 @@ impl Starting {
             let other = other.entry.name.clone();
             return Err(Error::name(name, NameProblem::Overlaps { other }));
         }
+        let after_others = self.after_others();
         self.claim(&asked, same, || {
-            listener::bind_unix(&kind, &path)
+            let bind = || listener::bind_unix(&kind, &path);
+            if after_others { listener::bind_when_free(bind) } else { bind() }
                 .map_err(|error| Error::io(format!("bind {name:?} to {}", path.display()), error))
         })
+    }
+
+    /// Whether this process is the first after a family that has ended, maybe just now.
+    fn after_others(&self) -> bool {
+        self.predecessor.is_none() && self.generation() > 1
     }
 
     /// An address that another name has, or that one of the two covers by a wildcard, is refused before anything is
     /// bound: the error names both.
     fn check_overlap(&self, name: &str, kind: &Kind, addresses: &[SocketAddr]) -> Result<()> {
         for held in self.driver.table.iter().filter(|held| held.entry.kind == *kind) {
-            let local = held.entry.socket.as_ref().and_then(|socket| socket.local.parse().ok());
-            let Some(local) = local else { continue };
+            let Some(local) = held.inet else { continue };
             if addresses.iter().any(|wanted| listener::overlap(*wanted, local)) {
                 return Err(Error::name(name, NameProblem::Overlaps { other: held.entry.name.clone() }));
             }
@@ -305,8 +317,7 @@ impl Starting {
         let fd = Arc::new(T::from(make()?));
         let describing = |error| Error::io(format!("describe {:?}", asked.name), error);
         let entry = listener::describe(asked, (*fd).as_fd()).map_err(describing)?;
-        let silent = asked.kind.listens();
-        self.driver.table.insert(Held { entry, fd: Descriptor::Claimed(fd.clone().into()), claimed: true, silent });
+        self.driver.table.insert(Held::new(entry, Descriptor::Claimed(fd.clone().into())));
         self.driver.table.report.entries.insert(asked.name.to_owned(), Outcome::Bound { why });
         Ok(fd)
     }

@@ -149,6 +149,39 @@ pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
     RawFd::try_from(number).map(adopt).map_err(io::Error::other)
 }
 
+/// Runs a system call that may raise `SIGPIPE` in this thread and has no flag against it, and takes the signal back.
+///
+/// Rust's own runtime ignores that signal; a host in C, or a program that has set it back, would be killed by a client
+/// that hangs up.
+pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both sets are written before they are read; sigemptyset(3) initialises the first.
+    let (pipe, before) = unsafe {
+        libc::sigemptyset(pipe.as_mut_ptr());
+        libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
+        let blocked = libc::pthread_sigmask(libc::SIG_BLOCK, pipe.as_ptr(), before.as_mut_ptr());
+        if blocked != 0 {
+            return Err(io::Error::from_raw_os_error(blocked));
+        }
+        (pipe.assume_init(), before.assume_init())
+    };
+    let done = call();
+    // SAFETY: the sets are initialised. Where the signal was blocked before, it is not ours to take or to unblock.
+    unsafe {
+        if libc::sigismember(&before, libc::SIGPIPE) == 0 {
+            if matches!(&done, Err(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+                let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+                while libc::sigtimedwait(&pipe, std::ptr::null_mut(), &now) < 0
+                    && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+                {}
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        }
+    }
+    done
+}
+
 /// 64 random bits from getrandom(2).
 pub(crate) fn random() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
@@ -173,6 +206,22 @@ pub(crate) fn accept_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
     let info = unsafe { info.assume_init() };
     const TCP_LISTEN: u8 = 10;
     (info.tcpi_state == TCP_LISTEN).then_some((info.tcpi_unacked, info.tcpi_sacked))
+}
+
+/// Whether a call leaves a `SIGPIPE` behind in this thread: for a test, which cannot set the disposition of a signal for
+/// itself alone.
+#[cfg(test)]
+pub(crate) fn raises_sigpipe(call: impl FnOnce()) -> bool {
+    extern "C" fn note(_: libc::c_int) {
+        RAISED.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+    static RAISED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    // SAFETY: the handler only stores to an atomic. Nobody else in these tests raises the signal.
+    let before = unsafe { libc::signal(libc::SIGPIPE, note as *const () as libc::sighandler_t) };
+    call();
+    // SAFETY: puts back what was there.
+    unsafe { libc::signal(libc::SIGPIPE, before) };
+    RAISED.load(std::sync::atomic::Ordering::SeqCst)
 }
 
 #[cfg(test)]

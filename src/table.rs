@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,10 +98,21 @@ impl AsFd for Descriptor {
 pub(crate) struct Held {
     pub(crate) entry: Entry,
     pub(crate) fd: Descriptor,
+    /// Its internet address, where it has one: what other names are compared with.
+    pub(crate) inet: Option<SocketAddr>,
     /// Whether the application asked for it; what is not claimed is dropped at the commit.
     pub(crate) claimed: bool,
     /// Bound by this process and not yet listening.
     pub(crate) silent: bool,
+}
+
+impl Held {
+    pub(crate) fn new(entry: Entry, fd: Descriptor) -> Held {
+        let inet = entry.socket.as_ref().and_then(|socket| socket.local.parse().ok());
+        let claimed = matches!(fd, Descriptor::Claimed(_));
+        let silent = entry.kind.listens() && !entry.socket.as_ref().is_some_and(|socket| socket.listening);
+        Held { entry, fd, inet, claimed, silent }
+    }
 }
 
 /// All entries of this process.
@@ -165,7 +177,6 @@ impl Table {
 
     /// Closes what the application never asked for; gives back the paths that nobody uses any more, with their inodes.
     pub(crate) fn drop_unclaimed(&mut self) -> Vec<(PathBuf, (u64, u64))> {
-        use std::os::unix::ffi::OsStringExt;
         let mut paths = Vec::new();
         let report = &mut self.report;
         self.held.retain(|name, held| {
@@ -173,28 +184,35 @@ impl Table {
                 return true;
             }
             report.entries.insert(name.clone(), Outcome::Dropped);
-            if let (Some(path), Some(inode)) = (held.entry.path.take(), held.entry.path_inode) {
-                paths.push((PathBuf::from(std::ffi::OsString::from_vec(path)), inode));
-            }
+            paths.extend(path_of(held));
             false
         });
         paths
     }
 
+    /// The paths of what this process bound and never listened on.
+    pub(crate) fn own_paths(&self) -> Vec<(PathBuf, (u64, u64))> {
+        let own = self
+            .held
+            .values()
+            .filter(|held| matches!(self.report.entries.get(&held.entry.name), Some(Outcome::Bound { .. })));
+        own.filter_map(path_of).collect()
+    }
+
     /// Every path that the family bound, with its inode.
     pub(crate) fn paths(&self) -> Vec<(PathBuf, (u64, u64))> {
-        use std::os::unix::ffi::OsStringExt;
-        self.held
-            .values()
-            .filter_map(|held| {
-                let path = held.entry.path.clone()?;
-                Some((PathBuf::from(std::ffi::OsString::from_vec(path)), held.entry.path_inode?))
-            })
-            .collect()
+        self.held.values().filter_map(path_of).collect()
     }
 
     /// Closes everything. What the application holds of it lives on.
     pub(crate) fn clear(&mut self) {
         self.held.clear();
     }
+}
+
+/// The path of an entry and the inode that was bound there.
+fn path_of(held: &Held) -> Option<(PathBuf, (u64, u64))> {
+    use std::os::unix::ffi::OsStringExt;
+    let path = held.entry.path.clone()?;
+    Some((PathBuf::from(std::ffi::OsString::from_vec(path)), held.entry.path_inode?))
 }

@@ -144,10 +144,10 @@ impl Told {
 const TELL_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a version may take to leave: longer than its drain deadline.
-const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long a version may take to end when it is asked to.
-const END_WITHIN: Duration = Duration::from_secs(3);
+const END_WITHIN: Duration = Duration::from_secs(8);
 
 /// How much of each log is shown.
 const LOG_LINES: usize = 15;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::handoff::{Handoff, Stopper};
 use crate::protocol::predecessor::Reason;
 use crate::serving::{Event, Lease};
+use crate::starting::LastHolder;
 use crate::sys;
 
 /// Starts: as the successor of the process that serves, or as the first.
@@ -85,6 +86,14 @@ impl Starting {
         }
     }
 
+    /// Gives the attempt up, on purpose; see [`crate::Starting::abort`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn abort(self) -> std::result::Result<(), LastHolder> {
+        self.inner.abort()
+    }
+
     /// Says that this process is ready, and waits until it owns.
     ///
     /// # Errors
@@ -121,6 +130,12 @@ impl Serving {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.inner.generation()
+    }
+
+    /// Why this process has been told to leave; `None` while it serves.
+    #[must_use]
+    pub fn left(&self) -> Option<Reason> {
+        self.inner.left()
     }
 
     /// Counts as in flight until it is dropped.

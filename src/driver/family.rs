@@ -7,19 +7,18 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-
 use crate::error::{Error, Result};
-use crate::lock;
 use crate::lock::{Content, LockDescription, STOPPED};
-use crate::protocol::predecessor::Claim;
+use crate::protocol::predecessor::{Claim, Found};
 use crate::protocol::successor::Lock;
+use crate::shared::SharedFd;
+use crate::{control, lock, sys};
 
 /// How often a shared lock on byte 1 is tried while somebody looks at it exclusively, which takes microseconds.
 const JOIN_TRIES: u32 = 10_000;
 
 /// The family's descriptors, as far as this process has them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Family {
     /// flock(2), shared by all generations, only ever closed.
     pub(super) lease: Option<Arc<File>>,
@@ -33,10 +32,29 @@ pub(super) struct Family {
     pub(super) backlog: u32,
     /// Device and inode of the control path, as its maker recorded them.
     pub(super) inode: Option<(u64, u64)>,
-    /// Tells when the folder changes.
-    pub(super) folder: Option<Inotify>,
+    /// A description opened for the next successor, at a time when this process could: it may since have given up the
+    /// right to open the file, or have no descriptor left.
+    heir: Option<File>,
+    /// This process, as its successors see it.
+    pidfd: Option<Arc<OwnedFd>>,
     /// This process made the control path, and has offered nothing to anybody: it may remove it again.
     pub(super) founder: bool,
+}
+
+impl Default for Family {
+    fn default() -> Family {
+        Family {
+            lease: None,
+            lock: None,
+            control: None,
+            accepting: false,
+            backlog: control::BACKLOG,
+            inode: None,
+            heir: None,
+            pidfd: None,
+            founder: false,
+        }
+    }
 }
 
 impl Family {
@@ -52,8 +70,26 @@ impl Family {
         *self = Family::default();
     }
 
-    /// Opens a description for a successor: it may lack the right to open the file itself.
-    pub(super) fn description_for_heir(&self, path: &Path) -> io::Result<File> {
+    /// Makes what the next takeover needs: a lock description for the successor, who may lack the right to open the file
+    /// itself, and a pidfd of this process.
+    pub(super) fn prepare(&mut self, path: &Path) -> io::Result<()> {
+        if self.pidfd.is_none() {
+            self.pidfd = Some(Arc::new(sys::own_pidfd()?));
+        }
+        if self.heir.is_none() {
+            self.heir = Some(self.open_description(path)?);
+        }
+        Ok(())
+    }
+
+    /// The first batch of a takeover, in the order of the wire. The successor's description is gone from here with it.
+    pub(super) fn first_batch(&mut self) -> Option<[SharedFd; 4]> {
+        let (pidfd, lease, control) = (self.pidfd.clone()?, self.lease.clone()?, self.control.clone()?);
+        let heir = OwnedFd::from(self.heir.take()?);
+        Some([pidfd.into(), lease.into(), heir.into(), control.into()])
+    }
+
+    fn open_description(&self, path: &Path) -> io::Result<File> {
         let lease = self.lease.as_ref().ok_or(io::ErrorKind::NotFound)?;
         LockDescription::open_anew(lease, path)
     }
@@ -61,10 +97,8 @@ impl Family {
     /// With the lease in hand: takes byte 1, byte 0, and writes the next generation. `None` where a lock is busy.
     pub(super) fn found(&mut self, path: &Path) -> Result<Option<u64>> {
         let doing = |what: &str| format!("{what} {}", path.display());
-        let description = self
-            .description_for_heir(path)
-            .map_err(|error| Error::io(doing("open"), error))
-            .map(LockDescription::new)?;
+        let description =
+            self.open_description(path).map_err(|error| Error::io(doing("open"), error)).map(LockDescription::new)?;
         let taken = (|| {
             if !description.bar_takeovers()? || !description.take_owner()? {
                 return Ok(None);
@@ -120,27 +154,37 @@ impl Family {
         Ok(Lock::Foreign)
     }
 
-    /// Takes byte 0 back; gives the generation that the file holds.
-    pub(super) fn reclaim(&self, claim: Claim) -> io::Result<Option<u64>> {
-        let Some(lock) = &self.lock else { return Ok(None) };
-        let barred = claim == Claim::Exclusive;
+    /// Takes byte 0 back for a process that owned `generation`.
+    pub(super) fn reclaim(&self, claim: Claim, generation: u64) -> io::Result<Found> {
+        let Some(lock) = &self.lock else { return Ok(Found::Held) };
+        // The shared lock on byte 1 is this process's part in its own takeover. Once the successor has owned that is over:
+        // kept, it would bar everybody else who is to take the lock back, and be barred by theirs.
+        let shared = claim == Claim::Shared && lock.read()?.generation == generation;
+        if claim == Claim::Shared && !shared {
+            lock.leave_takeover()?;
+        }
+        let barred = claim != Claim::Bare && !shared;
         if barred && !lock.bar_takeovers()? {
-            return Ok(None);
+            return Ok(if lock.is_owned_elsewhere()? { Found::Held } else { Found::Barred });
         }
         let taken = lock.take_owner()?;
         if barred {
             lock.leave_takeover()?;
         }
         if !taken {
-            return Ok(None);
+            return Ok(Found::Held);
         }
         let content = lock.read()?;
         if content.nonce == STOPPED {
-            // The last owner left on purpose: nobody is to come back for it.
             lock.release_owner()?;
-            return Ok(None);
+            return Ok(Found::Left);
         }
-        Ok(Some(content.generation))
+        if shared && content.generation != generation {
+            // The successor has owned between the look and the lock, and hands over: the next look is another one.
+            lock.release_owner()?;
+            return Ok(Found::Held);
+        }
+        Ok(Found::Free(content.generation))
     }
 
     /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.
@@ -150,25 +194,5 @@ impl Family {
         let file = lock::open_existing(path).ok()?;
         let last = lock::try_lease(&file).ok()? && lock::is_at(&file, path).ok()?;
         last.then_some(file)
-    }
-
-    /// Watches the folder for a removed control path. An owner without inotify does without.
-    pub(super) fn watch_folder(&mut self, path: &Path) {
-        let Some(folder) = path.parent() else { return };
-        let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_CREATE;
-        self.folder = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-            .and_then(|inotify| inotify.add_watch(folder, flags).map(|_| inotify))
-            .ok();
-    }
-
-    /// Whether something happened to this file name since the last look. A full queue of events counts as that.
-    pub(super) fn name_changed(&self, path: &Path) -> bool {
-        let Some(inotify) = &self.folder else { return false };
-        let mut changed = false;
-        while let Ok(events) = inotify.read_events() {
-            changed |=
-                events.iter().any(|event| event.name.as_deref().is_none_or(|name| Some(name) == path.file_name()));
-        }
-        changed
     }
 }

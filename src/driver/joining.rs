@@ -1,6 +1,5 @@
 //! The way in: performs what starter and successor want, and turns what comes of it into their inputs.
 
-use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use log::{info, warn};
 use mio::Interest;
 
-use super::{CONTROL, Driver, FOLDER, Key, Notice, Work};
+use super::{CONTROL, Driver, Key, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Refusal, Result};
 use crate::lock::{self, LockDescription, lock_path};
@@ -129,6 +128,7 @@ impl Driver {
         let peer = self.add_peer(stream, None)?;
         self.link = Some(peer);
         self.manifest.clear();
+        self.announced.clear();
         self.arrived = 0;
         let nonce = loop {
             let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
@@ -148,7 +148,6 @@ impl Driver {
     fn found(&mut self) -> Result<()> {
         let control = control::found(&self.settings.path, &self.settings.policy)?;
         self.family.inode = listener::path_inode(&self.settings.path);
-        self.family.backlog = control::BACKLOG;
         self.family.control = Some(Arc::new(control));
         self.family.founder = true;
         self.start_control();
@@ -165,10 +164,13 @@ impl Driver {
             self.settings.exclusive,
             self.settings.deadlines,
             self.identity(),
-            control::BACKLOG,
+            self.family.backlog,
         );
         predecessor.set_path_inode(self.family.inode);
         self.predecessor = Some(predecessor);
+        if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
+            warn!("cannot prepare the next takeover: {error}");
+        }
     }
 
     /// The predecessor's pidfd became readable. What it had sent is read first, then the death counts.
@@ -177,6 +179,7 @@ impl Driver {
             self.poller.forget(pidfd.as_fd());
             if self.elder.take().is_some() {
                 self.changed = true;
+                self.remove_dropped();
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
@@ -199,9 +202,9 @@ impl Driver {
                     }
                 }
                 successor::Output::Keep(entries) => {
+                    let twice = entries.iter().any(|entry| !self.announced.insert(entry.name.clone()));
                     self.manifest.extend(entries);
-                    let names: HashSet<&str> = self.manifest.iter().map(|entry| entry.name.as_str()).collect();
-                    if names.len() != self.manifest.len() {
+                    if twice {
                         let why = Refusal::new("protocol", "the manifest has a name twice");
                         self.work.push_back(Work::Successor(successor::Input::Lied(why)));
                     }
@@ -309,6 +312,7 @@ impl Driver {
 
     /// Closes everything that came in an attempt that is over.
     fn drop_attempt(&mut self) {
+        self.remove_own_paths();
         self.poller.disarm_all(|key| matches!(key, Key::Successor(_)));
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
@@ -322,48 +326,45 @@ impl Driver {
         self.family.clear();
         self.table.clear();
         self.manifest.clear();
+        self.announced.clear();
         self.checks.clear();
     }
 
     /// Tells the predecessor that the warm-up goes on.
     pub(crate) fn progress(&mut self, text: &str) -> Result<()> {
+        self.enter()?;
         self.work.push_back(Work::Successor(successor::Input::Progress(text.to_owned())));
-        self.run()?;
-        self.set_timer()
+        self.leave()
     }
 
     /// The application is ready: asks for ownership, or begins to serve where this process owns already.
     pub(crate) fn ready(&mut self) -> Result<()> {
+        self.enter()?;
         if self.owns() {
             self.serve();
         } else {
             let report = &self.table.report;
-            let cut = |mut names: Vec<String>| {
-                names.truncate(crate::protocol::message::MAX_REPORTED);
-                names
-            };
             let unclaimed = self.table.iter().filter(|held| !held.claimed).map(|held| held.entry.name.clone());
             let ready = crate::protocol::message::Ready {
                 adopted: report.names(|outcome| *outcome == Outcome::Adopted).len() as u32,
-                bound: cut(report.names(|outcome| matches!(outcome, Outcome::Bound { .. }))),
-                dropped: cut(unclaimed.collect()),
-                missing: cut(report.names(|outcome| matches!(outcome, Outcome::Missing { .. }))),
+                bound: report.names(|outcome| matches!(outcome, Outcome::Bound { .. })),
+                dropped: unclaimed.collect(),
+                missing: report.names(|outcome| matches!(outcome, Outcome::Missing { .. })),
             };
             self.work.push_back(Work::Successor(successor::Input::Ready(ready)));
         }
-        self.run()?;
-        self.set_timer()
+        self.leave()
     }
 
     /// The commit is done and the application is ready: what it bound listens, what it dropped is closed.
     fn serve(&mut self) {
-        for (path, inode) in self.table.drop_unclaimed() {
-            if listener::path_inode(&path) == Some(inode) {
-                info!("removed {}: nobody claimed it", path.display());
-                let _ = std::fs::remove_file(&path);
-            }
+        self.dropped = self.table.drop_unclaimed();
+        if let Err(error) = self.listen_all()
+            && self.elder().is_none()
+        {
+            // Nobody served before, so nothing is lost by saying it aloud.
+            return self.notices.push_back(Notice::Failed(error));
         }
-        self.listen_all();
         if let Some(successor) = &self.successor
             && !successor.predecessor_died()
         {
@@ -373,17 +374,19 @@ impl Driver {
             predecessor.set_entries(self.table.len() as u32);
         }
         self.owner(predecessor::Input::Ready);
-        self.family.watch_folder(&self.settings.path);
-        if let Some(folder) = &self.family.folder {
-            let _ = self.poller.watch(folder.as_fd(), FOLDER, Interest::READABLE);
-        }
+        self.watch_folder();
+        self.remove_dropped();
         info!("serving: generation {}; {}", self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }
 
     /// listen(2) on what is new, and again on what is Unix, so that its clients see this process as their peer.
-    pub(super) fn listen_all(&mut self) {
-        let mut failed = Vec::new();
+    ///
+    /// # Errors
+    /// The first that does not listen; the others do, and it is in the report.
+    pub(super) fn listen_all(&mut self) -> Result<()> {
+        let mut failed = Ok(());
+        let mut missing = Vec::new();
         for held in self.table.iter_mut().filter(|held| held.entry.kind.listens()) {
             let unix = held.entry.path.is_some();
             if !held.silent && !unix {
@@ -394,12 +397,30 @@ impl Driver {
                 .and_then(|()| listener::refresh(&mut held.entry, held.fd.as_fd()));
             match listening {
                 Ok(()) => held.silent = false,
-                Err(error) => failed.push((held.entry.name.clone(), error)),
+                Err(error) => {
+                    log::error!("cannot listen on {:?}: {error}", held.entry.name);
+                    missing.push((held.entry.name.clone(), format!("listen: {error}")));
+                    if failed.is_ok() {
+                        failed = Err(Error::io(format!("listen on {:?}", held.entry.name), error));
+                    }
+                }
             }
         }
-        for (name, error) in failed {
-            log::error!("cannot listen on {name:?}: {error}");
-            self.table.report.entries.insert(name, Outcome::Missing { why: format!("listen: {error}") });
+        for (name, why) in missing {
+            self.table.report.entries.insert(name, Outcome::Missing { why });
+        }
+        failed
+    }
+
+    /// Removes the paths of what nobody claimed, once the predecessor cannot come back for them.
+    pub(super) fn remove_dropped(&mut self) {
+        if self.elder.is_some() {
+            return;
+        }
+        for (path, inode) in std::mem::take(&mut self.dropped) {
+            if listener::remove(&path, inode) {
+                info!("removed {}: nobody claimed it", path.display());
+            }
         }
     }
 

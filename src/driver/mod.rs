@@ -11,7 +11,7 @@ mod joining;
 mod owning;
 mod receiving;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, info};
 use mio::Interest;
+use nix::sys::inotify::Inotify;
 
 use self::family::Family;
 use crate::connection::{Connection, Flush, Incoming};
@@ -29,12 +30,13 @@ use crate::fdpass::Receiver;
 use crate::manifest::{Check, Entry};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
-use crate::protocol::message::{Message, Wants};
+use crate::protocol::message::{Message, Wants, cut};
 use crate::protocol::predecessor::{self, Peer, Predecessor, Reason};
 use crate::protocol::starter::{self, Starter};
 use crate::protocol::successor::{self, Successor};
 use crate::protocol::{Deadlines, Timer};
 use crate::shared::SharedFd;
+use crate::spare::Spares;
 use crate::status::{DrainStatus, Phase};
 use crate::sys;
 use crate::table::Table;
@@ -114,12 +116,15 @@ pub(crate) struct Driver {
     pid: u32,
     wake: Arc<Wake>,
     poller: Poller<Key>,
+    spares: Spares,
     receiver: Receiver,
     namespace: Option<u64>,
     family: Family,
     pub(crate) table: Table,
     /// Entries that a predecessor announced, in the order of their descriptors.
     manifest: Vec<Entry>,
+    /// Their names, each of which may come once.
+    announced: HashSet<String>,
     /// How many descriptors have come.
     arrived: usize,
     /// What the checks of each received descriptor came to.
@@ -150,16 +155,23 @@ pub(crate) struct Driver {
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
+    /// How the drain ended: whether its deadline did it, and with how many leases held.
+    finished: Option<(bool, u64)>,
+    /// Paths of what nobody claimed, with their inodes: a predecessor that comes back needs them.
+    dropped: Vec<(PathBuf, (u64, u64))>,
     /// Something happened that those who watch may want to know.
     changed: bool,
     /// Why this side withdrew from an attempt, for the application.
     cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
+    /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
+    /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
+    folder: Option<Inotify>,
 }
 
 impl Driver {
-    /// Begins a start, or a rehearsal; nothing is done before [`process`](Driver::process).
+    /// Begins a start, or a rehearsal: everything that needs no waiting is done at once.
     pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Box<Driver>> {
         let poller = Poller::new().map_err(|error| Error::io("make an epoll instance", error))?;
         poller
@@ -171,6 +183,9 @@ impl Driver {
             family: Family::default(),
             table: Table::default(),
             manifest: Vec::new(),
+            announced: HashSet::new(),
+            dropped: Vec::new(),
+            finished: None,
             arrived: 0,
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -195,6 +210,8 @@ impl Driver {
             cause: None,
             unread: BTreeSet::new(),
             receiver: Receiver::new(),
+            spares: Spares::default(),
+            folder: None,
             settings,
             wake,
             poller,
@@ -202,16 +219,28 @@ impl Driver {
         let mut out = Vec::new();
         driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
         driver.perform_starter(out)?;
-        driver.run()?;
-        driver.set_timer()?;
+        driver.leave()?;
         Ok(driver)
+    }
+
+    /// What every call from outside begins with: a forked child shares lock and epoll with its parent, and must not act.
+    fn enter(&self) -> Result<()> {
+        if std::process::id() == self.pid { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// What every call from outside ends with. Notices that it left behind make the descriptor readable: whoever waits
+    /// for it must not miss them.
+    fn leave(&mut self) -> Result<()> {
+        self.run()?;
+        if !self.notices.is_empty() || !self.unread.is_empty() {
+            self.wake.again();
+        }
+        self.set_timer()
     }
 
     /// Does everything that can be done without waiting. To be called whenever the descriptor is readable.
     pub(crate) fn process(&mut self) -> Result<()> {
-        if std::process::id() != self.pid {
-            return Err(Error::Forked);
-        }
+        self.enter()?;
         // Input before timers: after a stop of this process everything is due at once, and an `Owning` that waits to
         // be read must win against the deadline that waited with it.
         for peer in std::mem::take(&mut self.unread) {
@@ -247,7 +276,15 @@ impl Driver {
             // More frames wait than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
+        self.refill();
         self.set_timer()
+    }
+
+    /// Makes ready for the next takeover what it needs of descriptors, while there are some.
+    fn refill(&mut self) {
+        if self.owns() && self.phase != Phase::HandingOver {
+            self.spares.refill(&self.wake.as_fd());
+        }
     }
 
     /// The next notice.
@@ -358,6 +395,12 @@ impl Driver {
             if connection.closing && Some(peer) != self.link {
                 return;
             }
+            if connection.is_writing() && self.is_client(peer) {
+                // One answer at a time: who asks and does not read must not fill the memory. What he has sent waits in
+                // his socket, and the end of the writing is an event that brings us back.
+                return;
+            }
+            let Some(connection) = self.connections.get_mut(&peer) else { return };
             match connection.read(&mut self.receiver) {
                 Incoming::Frame(frame, descriptors) => match Message::decode(&frame) {
                     Ok(message) => {
@@ -386,7 +429,8 @@ impl Driver {
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
         }
-        self.poller.disarm(Key::Peer(peer));
+        // A client that says nothing more is closed; those that may be silent are exempted by what comes of the message.
+        self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
         self.owner(predecessor::Input::Message(peer, message));
     }
 
@@ -454,8 +498,12 @@ impl Driver {
     }
 
     fn flush(&mut self, peer: Peer) {
+        let client = self.is_client(peer);
         let Some(connection) = self.connections.get_mut(&peer) else { return };
-        match connection.flush() {
+        let before = connection.unwritten();
+        let flushed = connection.flush();
+        let progress = connection.unwritten() < before;
+        match flushed {
             Flush::Empty if connection.closing => {
                 let link = Some(peer) == self.link;
                 self.forget_peer(peer);
@@ -464,24 +512,35 @@ impl Driver {
                 }
             }
             Flush::Empty if std::mem::take(&mut connection.stale) => self.tell(peer),
-            Flush::Empty => {}
+            Flush::Empty => {
+                if connection.watch {
+                    // Who watches may be silent for ever, as long as he reads.
+                    self.poller.disarm(Key::Peer(peer));
+                }
+            }
+            Flush::Blocked if client => {
+                // Whoever reads nothing for that long is closed.
+                if progress || self.poller.deadline(Key::Peer(peer)).is_none() {
+                    self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+                }
+            }
             Flush::Blocked => {
-                if connection.watch && connection.is_overdue() {
-                    info!("a control client reads nothing: closed");
-                    self.forget_peer(peer);
+                // A long manifest on its way is no silence of the successor.
+                let key = Key::Predecessor(Timer::Handshake);
+                if progress && self.poller.deadline(key).is_some() {
+                    self.poller.arm(key, self.settings.deadlines.handshake);
                 }
             }
             Flush::Crowded => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
             // Not the end yet: what the peer had said before it broke is still to be read, and the reader finds the end.
-            Flush::Broken if Some(peer) == self.link => self.read_to_the_end(peer),
-            Flush::Broken => {
-                if connection.closing {
-                    self.forget_peer(peer);
-                } else {
-                    self.read_to_the_end(peer);
-                }
-            }
+            Flush::Broken if connection.closing && Some(peer) != self.link => self.forget_peer(peer),
+            Flush::Broken => self.read_to_the_end(peer),
         }
+    }
+
+    /// Whether a peer only asks: neither the predecessor nor somebody who takes over or rehearses.
+    fn is_client(&self, peer: Peer) -> bool {
+        Some(peer) != self.link && !self.offered.contains_key(&peer)
     }
 
     /// Lets the next round read a connection whose other side is gone.
@@ -522,7 +581,7 @@ impl Driver {
 
     /// How this process names itself.
     fn identity(&self) -> Who {
-        Who { pid: self.pid, app_version: self.settings.app_version.clone() }
+        Who { pid: self.pid, app_version: cut(self.settings.app_version.clone()) }
     }
 
     /// Whether this process is the owner.

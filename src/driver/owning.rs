@@ -1,16 +1,18 @@
 //! The owner's side: performs what the predecessor's machine wants, and answers questions.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
+use mio::Interest;
 use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{SockFlag, accept4};
 
-use super::{ACCEPT_PAUSE, Driver, Key, Notice, unix_ms};
+use super::{ACCEPT_PAUSE, Driver, FOLDER, Key, Notice, unix_ms};
 use crate::error::{Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
@@ -37,7 +39,8 @@ impl Driver {
                 Ok(stream) => self.admit(UnixStream::from(stream)),
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
-                Err(Errno::EMFILE | Errno::ENFILE) if self.close_longest_silent() => {}
+                // A takeover is the way out of such a shortage, so it must not need what is short.
+                Err(Errno::EMFILE | Errno::ENFILE) if self.spares.free(2) || self.close_longest_silent() => {}
                 Err(errno) => {
                     // The edge is gone and the connection still waits: only a timer brings us back.
                     warn!("cannot accept on the control socket: {errno}");
@@ -93,14 +96,15 @@ impl Driver {
             match output {
                 Output::Send(peer, message) => self.send(peer, &message),
                 Output::Refuse(peer, why) => self.refuse(peer, why),
-                Output::SendManifest(peer) => self.send_manifest(peer),
+                Output::SendManifest(peer) => {
+                    // From here on the machine's own deadlines hold.
+                    self.poller.disarm(Key::Peer(peer));
+                    self.send_manifest(peer);
+                }
                 Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
                 Output::Tell { peer, watch } => {
                     if let Some(connection) = self.connections.get_mut(&peer) {
                         connection.watch |= watch;
-                        if !connection.watch {
-                            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-                        }
                         self.tell(peer);
                     }
                 }
@@ -114,12 +118,15 @@ impl Driver {
                     if let Err(error) = self.family.leave_takeover() {
                         warn!("cannot leave the takeover lock: {error}");
                     }
+                    self.prepare();
                 }
                 Output::Record { generation, nonce } => self.record(generation, nonce),
                 Output::StopControl => self.stop_control(),
                 Output::StartControl => {
                     self.start_control();
-                    self.listen_all();
+                    // What does not listen is in the log and in the report.
+                    let _ = self.listen_all();
+                    self.prepare();
                 }
                 Output::Unlock => {
                     if let Err(error) = self.family.unlock() {
@@ -127,9 +134,9 @@ impl Driver {
                     }
                 }
                 Output::Claim(claim) => {
-                    let found = self.family.reclaim(claim).unwrap_or_else(|error| {
+                    let found = self.family.reclaim(claim, self.generation()).unwrap_or_else(|error| {
                         warn!("cannot take the owner lock back: {error}");
-                        None
+                        predecessor::Found::Held
                     });
                     self.owner(predecessor::Input::Claimed(found));
                 }
@@ -205,12 +212,10 @@ impl Driver {
     }
 
     /// The first batch: this process's pidfd, the lease, a lock description made for the successor, the control listener.
-    fn family_descriptors(&self) -> std::io::Result<[SharedFd; 4]> {
-        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        let lease = self.family.lease.clone().ok_or_else(missing)?;
-        let control = self.family.control.clone().ok_or_else(missing)?;
-        let description = self.family.description_for_heir(&lock_path(&self.settings.path))?;
-        Ok([sys::own_pidfd()?.into(), lease.into(), OwnedFd::from(description).into(), control.into()])
+    fn family_descriptors(&mut self) -> std::io::Result<[SharedFd; 4]> {
+        self.spares.free_all();
+        self.family.prepare(&lock_path(&self.settings.path))?;
+        self.family.first_batch().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
     /// Sends a list in one frame, or in two halves where it is too long for one.
@@ -267,12 +272,13 @@ impl Driver {
 
     /// The application has stopped accepting: from here on the end of its last lease ends the drain.
     pub(crate) fn begin_drain(&mut self) -> crate::Result<()> {
-        self.draining = true;
+        self.enter()?;
+        // Not where the service has come back in the meantime: its notice is on the way.
+        self.draining = matches!(self.phase(), Phase::Draining | Phase::Stopping);
         self.finish_drain();
         self.run()?;
         self.report_drain();
-        self.run()?;
-        self.set_timer()
+        self.leave()
     }
 
     /// Ends the drain where nothing is in flight any more, or where its deadline has passed.
@@ -283,6 +289,7 @@ impl Driver {
         let in_flight = self.wake.leases();
         let forced = self.poller.deadline(Key::Drain).is_none();
         if in_flight == 0 || forced {
+            self.finished = Some((forced && in_flight > 0, in_flight));
             self.owner(predecessor::Input::Finish { forced: forced && in_flight > 0, in_flight });
         }
     }
@@ -301,16 +308,26 @@ impl Driver {
 
     /// The application has let go of its exclusive work.
     pub(crate) fn released(&mut self) -> crate::Result<()> {
+        self.enter()?;
         self.owner(predecessor::Input::AppReleased);
-        self.run()?;
-        self.set_timer()
+        self.leave()
     }
 
     /// The application wants to leave.
     pub(crate) fn stop(&mut self) -> crate::Result<()> {
+        self.enter()?;
         self.owner(predecessor::Input::Stop);
-        self.run()?;
-        self.set_timer()
+        self.leave()
+    }
+
+    /// How the drain ended: whether its deadline did it, and with how many leases held.
+    pub(crate) fn drain_summary(&self) -> (bool, u64) {
+        self.finished.unwrap_or_default()
+    }
+
+    /// The phase at this very moment.
+    fn phase(&self) -> Phase {
+        self.predecessor.as_ref().map_or(Phase::Starting, predecessor::Predecessor::phase)
     }
 
     /// The last act of a process that leaves: closes what it holds, and where it is the last of its family removes the
@@ -330,22 +347,63 @@ impl Driver {
         }
         if let Some(lease) = self.family.is_last(&lock_path(&self.settings.path)) {
             for (path, inode) in paths {
-                if listener::path_inode(&path) == Some(inode) {
-                    let _ = std::fs::remove_file(&path);
-                }
+                listener::remove(&path, inode);
             }
             drop(lease);
         }
     }
 
-    /// Something changed in the folder: is the control path still ours?
-    pub(super) fn folder_changed(&mut self) {
-        let path = self.settings.path.clone();
-        if !self.family.name_changed(&path) || !self.owns() {
+    /// Makes ready for the next takeover, and looks whether the control path is still there: nobody looked while the last
+    /// one was under way.
+    fn prepare(&mut self) {
+        if !self.owns() {
             return;
         }
+        if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
+            warn!("cannot prepare the next takeover: {error}");
+        }
+        self.mend_path();
+    }
+
+    /// Watches the folder for a removed control path. An owner without inotify does without.
+    pub(super) fn watch_folder(&mut self) {
+        let Some(folder) = self.settings.path.parent() else { return };
+        let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_CREATE;
+        let watched = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .and_then(|inotify| inotify.add_watch(folder, flags).map(|_| inotify));
+        match watched {
+            Ok(inotify) => {
+                let _ = self.poller.watch(inotify.as_fd(), FOLDER, Interest::READABLE);
+                self.folder = Some(inotify);
+            }
+            Err(errno) => debug!("cannot watch {}: {errno}", folder.display()),
+        }
+        // It may have been removed before anybody watched.
+        self.mend_path();
+    }
+
+    /// Something changed in the folder. A full queue of events counts as a change of our file.
+    pub(super) fn folder_changed(&mut self) {
+        let Some(inotify) = &self.folder else { return };
+        let ours = self.settings.path.file_name();
+        let mut changed = false;
+        while let Ok(events) = inotify.read_events() {
+            changed |= events.iter().any(|event| event.name.as_deref().is_none_or(|name| Some(name) == ours));
+        }
+        if changed {
+            self.mend_path();
+        }
+    }
+
+    /// Makes a removed control path again. Not while a successor is at it, who has the old control listener already: it
+    /// looks for itself when it owns, and so does this process when the takeover comes to nothing.
+    fn mend_path(&mut self) {
+        if !self.owns() || self.phase() == Phase::HandingOver {
+            return;
+        }
+        let path = self.settings.path.clone();
         let now = listener::path_inode(&path);
-        if now == self.family.inode {
+        if now.is_some() && (now == self.family.inode || self.family.inode.is_none()) {
             return;
         }
         if now.is_some() {
@@ -434,7 +492,7 @@ impl Driver {
         Status {
             generation: self.generation(),
             pid: self.pid,
-            app_version: self.settings.app_version.clone(),
+            app_version: self.identity().app_version,
             phase,
             since: self.phase_since,
             in_flight: self.wake.leases(),
@@ -452,21 +510,29 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// Removes the paths that this process bound and nobody else was ever given: those of an attempt that is over.
+    pub(super) fn remove_own_paths(&self) {
+        for (path, inode) in self.table.own_paths() {
+            listener::remove(&path, inode);
+        }
+    }
+}
+
 impl Drop for Driver {
     /// Closing is all that a drop may do: a forked child drops this too, and shares locks and epoll with its parent. The
-    /// one exception is a first start that was given up before anybody was offered anything: it removes the paths that
-    /// it made, under the lease that nobody else has.
+    /// one exception is an attempt that was given up before it owned, or before it had offered anything to anybody: it
+    /// removes the paths that it made.
     fn drop(&mut self) {
-        let unused = self.family.founder && self.phase == Phase::Starting && self.family.lease.is_some();
-        if !unused || std::process::id() != self.pid {
+        if std::process::id() != self.pid {
             return;
         }
-        let mut paths = self.table.paths();
-        paths.extend(self.family.inode.map(|inode| (self.settings.path.clone(), inode)));
-        for (path, inode) in paths {
-            if listener::path_inode(&path) == Some(inode) {
-                let _ = std::fs::remove_file(&path);
-            }
+        let founder = self.family.founder && self.phase == Phase::Starting && self.family.lease.is_some();
+        if founder || self.predecessor.is_none() {
+            self.remove_own_paths();
+        }
+        if founder && let Some(inode) = self.family.inode {
+            listener::remove(&self.settings.path, inode);
         }
     }
 }

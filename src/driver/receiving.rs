@@ -97,12 +97,7 @@ impl Driver {
                 let _ = listener::set_nonblocking(descriptor.as_fd());
             }
             self.checks.insert(entry.name.clone(), checks);
-            self.table.insert(Held {
-                entry,
-                fd: Descriptor::Plain(Arc::new(descriptor)),
-                claimed: false,
-                silent: false,
-            });
+            self.table.insert(Held::new(entry, Descriptor::Plain(Arc::new(descriptor))));
             self.arrived += 1;
         }
         Ok(())

@@ -13,8 +13,21 @@ use crate::words::words;
 pub(crate) const VERSIONS: (u32, u32) = (1, 1);
 /// The most entries in one frame; the sender stays under 64 KiB as well.
 const MAX_PER_FRAME: usize = 4096;
-/// The most names of each kind that a report on the wire lists; the counts are always whole.
-pub(crate) const MAX_REPORTED: usize = 256;
+/// The most names of each kind that a report on the wire lists, and their bytes: three such lists fit one frame.
+const MAX_REPORTED: usize = 256;
+const MAX_REPORTED_BYTES: usize = 16 * 1024;
+/// The longest text for people, in bytes: several of them fit one frame, also those that came from somebody else.
+const MAX_TEXT: usize = 1024;
+
+/// Cuts a text for people to what may be sent on.
+pub(crate) fn cut(mut text: String) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
 
 words! {
     /// What a successor wants of the owner.
@@ -114,6 +127,21 @@ pub(crate) struct Ready {
     pub(crate) dropped: Vec<String>,
     #[serde(default, deserialize_with = "bounded")]
     pub(crate) missing: Vec<String>,
+}
+
+impl Ready {
+    /// Leaves out the names that one frame has no room for.
+    pub(crate) fn cut(mut self) -> Ready {
+        for names in [&mut self.bound, &mut self.dropped, &mut self.missing] {
+            let mut bytes = 0;
+            let fitting = names.iter().take(MAX_REPORTED).take_while(|name| {
+                bytes += name.len() + 3;
+                bytes <= MAX_REPORTED_BYTES
+            });
+            names.truncate(fitting.count());
+        }
+        self
+    }
 }
 
 /// The owner lock is free, for this takeover alone.
@@ -306,6 +334,8 @@ impl Message {
         match self {
             Message::Offer(offer) if offer.entries > MAX_ENTRIES => Err(Fault::Body("offer")),
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
+            // The successor's generation is the next one.
+            Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             Message::Hello(hello) if hello.min_version > hello.max_version => Err(Fault::Body("hello")),
             Message::Entries(list) if list.entries.is_empty() => Err(Fault::Body("entries")),
             Message::Entries(list) if list.entries.iter().any(|entry| check_name(&entry.name).is_err()) => {

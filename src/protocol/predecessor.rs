@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::message::{Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, VERSIONS, Wants};
+use super::message::{Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, VERSIONS, Wants, cut};
 use super::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::error::{Refusal, Who};
 use crate::status::Phase;
@@ -34,8 +34,8 @@ pub(crate) enum Input {
     Died(Peer),
     /// A deadline passed.
     Expired(Timer),
-    /// The answer to [`Output::Claim`]: the generation that the lock file holds, or `None` where another has the lock.
-    Claimed(Option<u64>),
+    /// The answer to [`Output::Claim`].
+    Claimed(Found),
     /// The application has let go of its exclusive work.
     AppReleased,
     /// The application, or somebody who may, wants this process to leave.
@@ -46,10 +46,24 @@ pub(crate) enum Input {
     Finish { forced: bool, in_flight: u64 },
 }
 
+/// What an attempt to take the owner lock back found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Found {
+    /// This process holds it, and the file holds this generation.
+    Free(u64),
+    /// Another process owns.
+    Held,
+    /// Nobody owns: the last one left on purpose, and nobody is to come back for it.
+    Left,
+    /// Nobody owns at this moment, and two others are at a takeover: one of them will, unless both are stopped.
+    Barred,
+}
+
 /// How the owner lock is to be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Claim {
-    /// The takeover lock is held from the offer on: byte 0 alone.
+    /// The takeover lock is held from the offer on: byte 0 alone, as long as the file has this process's generation.
+    /// Afterwards somebody else has owned, so that takeover is over: byte 1 is given back, and then as `Exclusive`.
     Shared,
     /// The takeover lock exclusively first, so that no third process is in between.
     Exclusive,
@@ -150,6 +164,17 @@ struct Heir {
     progress: String,
 }
 
+/// How long a process that is not the owner any more has found byte 0 free and byte 1 taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Patience {
+    /// Somebody owned at the last look.
+    Rested,
+    /// A takeover of others is under way; it may take until the deadline of the commit.
+    Tried,
+    /// It took longer: byte 1 is kept by a process that is stopped.
+    Gone,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     /// Owns, and the application is not ready yet.
@@ -161,11 +186,10 @@ enum Stage {
     Released(Heir),
     /// The heir did not say `Owning` in time, and the lock is not to be had: it lives, or somebody does.
     Silent(Heir),
-    /// The heir owns. `confirmed`: byte 1 is given back. `bare`: patience with byte 1 is over.
+    /// The heir owns. `confirmed`: byte 1 is given back.
     Leaving {
         heir: Heir,
         confirmed: bool,
-        bare: bool,
         finish: Option<(bool, u64)>,
     },
     Stopping,
@@ -195,6 +219,7 @@ pub(crate) struct Predecessor {
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
     owed: bool,
+    patience: Patience,
 }
 
 impl Predecessor {
@@ -219,6 +244,7 @@ impl Predecessor {
             rehearsal: None,
             stopping: false,
             owed: false,
+            patience: Patience::Rested,
         }
     }
 
@@ -357,7 +383,7 @@ impl Predecessor {
         } else {
             // A real takeover never waits for a rehearsal.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
-            let who = Who { pid: hello.pid, app_version: hello.app_version };
+            let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
             let heir = Heir { peer, nonce: hello.nonce, who, progress: String::new() };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
@@ -438,7 +464,7 @@ impl Predecessor {
                 }
             }
             (Stage::HandingOver(heir, Step::WarmingUp), Message::Progress(progress)) => {
-                heir.progress = progress.text;
+                heir.progress = cut(progress.text);
                 out.push(Output::Arm(Timer::Stall, self.deadlines.stall));
             }
             (Stage::HandingOver(_, step @ Step::WarmingUp), Message::Ready(_)) => {
@@ -460,7 +486,7 @@ impl Predecessor {
             // It has the descriptors and gives up between the unlock and its lock: nobody holds byte 0 now.
             (Stage::Released(_) | Stage::Silent(_), Message::Abort(_)) => out.push(Output::Claim(Claim::Shared)),
             (Stage::Released(heir) | Stage::Silent(heir), Message::Owning(_)) => {
-                self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, bare: false, finish: None };
+                self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, finish: None };
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
                 out.push(Output::Tells(Notice::Leave(Reason::Successor)));
@@ -513,14 +539,7 @@ impl Predecessor {
         }
         match &mut self.stage {
             Stage::HandingOver(..) => self.back_out(out),
-            Stage::Released(_) | Stage::Silent(_) => out.push(Output::Claim(Claim::Shared)),
-            Stage::Leaving { confirmed, bare, .. } => {
-                let claim = claim_of(*confirmed, *bare);
-                if *confirmed && !*bare {
-                    out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
-                }
-                out.push(Output::Claim(claim));
-            }
+            Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. } => self.claim(out),
             _ => {}
         }
     }
@@ -542,16 +561,16 @@ impl Predecessor {
             (Timer::Release, Stage::HandingOver(_, Step::Releasing)) => {
                 self.abort(Refusal::new("release", "the old application did not let go in time"), out);
             }
-            (Timer::Commit | Timer::Probe, Stage::Released(_) | Stage::Silent(_)) => {
-                out.push(Output::Claim(Claim::Shared));
+            (Timer::Commit, Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. }) => {
+                if self.patience == Patience::Tried {
+                    self.patience = Patience::Gone;
+                }
+                self.claim(out);
             }
-            (Timer::Commit, Stage::Leaving { confirmed, bare, .. }) => {
-                *bare = true;
-                out.push(Output::Claim(claim_of(*confirmed, true)));
-            }
-            (Timer::Probe, Stage::Leaving { confirmed, bare, .. }) => {
+            (Timer::Probe, Stage::Silent(_)) => self.claim(out),
+            (Timer::Probe, Stage::Leaving { .. }) => {
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
-                out.push(Output::Claim(claim_of(*confirmed, *bare)));
+                self.claim(out);
             }
             // A timer that was on its way when its state ended.
             _ => {}
@@ -559,39 +578,73 @@ impl Predecessor {
     }
 
     /// The kernel has said whether the lock was to be had.
-    fn claimed(&mut self, found: Option<u64>, out: &mut Vec<Output>) {
+    fn claimed(&mut self, found: Found, out: &mut Vec<Output>) {
+        self.wait_on(found, out);
         match (&mut self.stage, found) {
-            (Stage::Released(heir), Some(found)) | (Stage::Silent(heir), Some(found)) => {
+            (Stage::Released(heir), Found::Free(found)) | (Stage::Silent(heir), Found::Free(found)) => {
                 let peer = heir.peer;
                 let why = Refusal::new("commit", "the successor did not take the lock in time");
                 out.push(Output::Send(peer, Abort(why).into()));
                 out.push(Output::Close(peer));
                 self.resume(found, self.exclusive, true, out);
             }
-            (Stage::Released(heir), None) => {
+            (Stage::Released(heir) | Stage::Silent(heir), Found::Left) => {
+                // It has owned, without a word, and has left on purpose: so does this process.
+                self.stage = Stage::Leaving { heir: heir.clone(), confirmed: true, finish: None };
+                out.push(Output::LeaveTakeover);
+                out.push(Output::Disarm(Timer::Commit));
+                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                out.push(Output::Tells(Notice::Leave(Reason::Successor)));
+            }
+            (Stage::Released(heir), _) => {
                 // It lives and owns, or is about to: accept streams, do nothing exclusive, look again each second.
                 self.stage = Stage::Silent(heir.clone());
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
             }
-            (Stage::Silent(_), None) => out.push(Output::Arm(Timer::Probe, self.deadlines.probe)),
-            (Stage::Leaving { confirmed, .. }, Some(found)) => {
+            (Stage::Silent(_), _) => out.push(Output::Arm(Timer::Probe, self.deadlines.probe)),
+            (Stage::Leaving { confirmed, .. }, Found::Free(found)) => {
                 let joined = !*confirmed;
                 self.resume(found, true, joined, out);
             }
-            (Stage::Leaving { confirmed: true, finish: Some((forced, in_flight)), heir, .. }, None) => {
-                let bye = Bye { forced: *forced, in_flight: *in_flight };
-                out.push(Output::Send(heir.peer, bye.into()));
-                out.push(Output::Close(heir.peer));
+            // The link broke after `Owning`, and the heir still holds the lock: it lives, and without a probation
+            // nothing but this word was missing.
+            (Stage::Leaving { confirmed: false, .. }, _) => self.confirmed(out),
+            (Stage::Leaving { finish, heir, .. }, Found::Held | Found::Left) => {
+                let Some((forced, in_flight)) = *finish else { return };
+                let peer = heir.peer;
+                out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
+                out.push(Output::Close(peer));
                 out.push(Output::Disarm(Timer::Probe));
-                out.push(Output::Disarm(Timer::Commit));
                 self.stage = Stage::Gone;
                 out.push(Output::Tells(Notice::Exit));
             }
-            // The link broke after `Owning`, and the heir still holds the lock: it lives, and without a probation
-            // nothing but this word was missing.
-            (Stage::Leaving { confirmed: false, .. }, None) => self.confirmed(out),
             _ => {}
         }
+    }
+
+    /// Patience with byte 1 lasts as long as a commit may take, and begins anew each time that somebody owns.
+    fn wait_on(&mut self, found: Found, out: &mut Vec<Output>) {
+        match (found, self.patience) {
+            (Found::Barred, Patience::Rested) => {
+                self.patience = Patience::Tried;
+                out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
+            }
+            (Found::Barred, _) | (_, Patience::Rested) => {}
+            _ => {
+                self.patience = Patience::Rested;
+                out.push(Output::Disarm(Timer::Commit));
+            }
+        }
+    }
+
+    /// Asks the kernel for the owner lock, by the locks that this process has a right to.
+    fn claim(&self, out: &mut Vec<Output>) {
+        let claim = match &self.stage {
+            _ if self.patience == Patience::Gone => Claim::Bare,
+            Stage::Leaving { confirmed: true, .. } => Claim::Exclusive,
+            _ => Claim::Shared,
+        };
+        out.push(Output::Claim(claim));
     }
 
     fn stop(&mut self, out: &mut Vec<Output>) {
@@ -618,11 +671,11 @@ impl Predecessor {
                 self.stage = Stage::Gone;
                 out.push(Output::Tells(Notice::Exit));
             }
-            Stage::Leaving { confirmed, finish, bare, .. } => {
+            Stage::Leaving { confirmed, finish, .. } => {
                 *finish = Some((forced, in_flight));
                 // The last act before a listener is closed: is there still somebody who owns?
                 if *confirmed {
-                    out.push(Output::Claim(claim_of(true, *bare)));
+                    self.claim(out);
                 }
             }
             _ => {}
@@ -739,15 +792,6 @@ impl Predecessor {
 
     fn is_rehearsal(&self, peer: Peer) -> bool {
         self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
-    }
-}
-
-/// Which locks a leaving process takes to own again.
-fn claim_of(confirmed: bool, bare: bool) -> Claim {
-    match (confirmed, bare) {
-        (false, _) => Claim::Shared,
-        (true, false) => Claim::Exclusive,
-        (true, true) => Claim::Bare,
     }
 }
 

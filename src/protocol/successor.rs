@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::message::{Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants};
+use super::message::{
+    Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants, cut,
+};
 use super::{FAMILY_SLOTS, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::Entry;
@@ -197,7 +199,7 @@ impl Successor {
             max_version: VERSIONS.1,
             nonce,
             pid: who.pid,
-            app_version: who.app_version,
+            app_version: cut(who.app_version),
             wants,
             network_namespace,
         }
@@ -223,7 +225,7 @@ impl Successor {
             Input::Lock(lock) => self.locked(lock, out),
             Input::Progress(text) => {
                 if matches!(self.stage, Stage::WarmingUp { .. }) && self.link {
-                    out.push(Output::Send(Progress { text }.into()));
+                    out.push(Output::Send(Progress { text: cut(text) }.into()));
                 }
             }
             Input::Ready(report) => self.ready(report, out),
@@ -248,10 +250,11 @@ impl Successor {
                     self.listed(out);
                 }
             }
-            (Stage::Waiting { offer }, Message::Released(released)) => {
-                if released.nonce != self.nonce {
-                    return; // For an earlier takeover: late, and void.
-                }
+            // For another takeover: void.
+            (_, Message::Released(released)) if released.nonce != self.nonce => {}
+            // It comes after this side has given up waiting for it, and is still true: the lock is free now.
+            (Stage::Taking { .. }, Message::Released(_)) => self.take(out),
+            (Stage::Waiting { offer }, Message::Released(_)) => {
                 let offer = offer.clone();
                 out.push(Output::Disarm(Timer::Release));
                 out.push(Output::Arm(Timer::Commit, Duration::from_millis(offer.commit_ms) + READER_GRACE));
@@ -277,7 +280,7 @@ impl Successor {
         if offer.descriptors != offer.entries + family {
             return self.withdraw(Refusal::new("protocol", "the numbers of the offer disagree"), out);
         }
-        self.predecessor = Who { pid: offer.pid, app_version: offer.app_version.clone() };
+        self.predecessor = Who { pid: offer.pid, app_version: cut(offer.app_version.clone()) };
         self.generation = offer.generation + 1;
         out.push(Output::Arm(Timer::Handshake, self.handshake));
         let none = offer.entries == 0;
@@ -346,7 +349,7 @@ impl Successor {
                 let offer = offer.clone();
                 self.ready = true;
                 if self.link {
-                    out.push(Output::Send(report.into()));
+                    out.push(Output::Send(report.cut().into()));
                     out.push(Output::Arm(Timer::Release, Duration::from_millis(offer.release_ms) + READER_GRACE));
                     self.stage = Stage::Waiting { offer };
                 } else {
@@ -446,10 +449,11 @@ impl Successor {
     }
 
     /// Calls it off and says so.
-    fn withdraw(&mut self, why: Refusal, out: &mut Vec<Output>) {
+    fn withdraw(&mut self, mut why: Refusal, out: &mut Vec<Output>) {
         if self.stage == Stage::Owner {
             return;
         }
+        why.message = cut(why.message);
         if self.link {
             out.push(Output::Send(Abort(why.clone()).into()));
         }

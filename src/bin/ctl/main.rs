@@ -1,2 +1,100 @@
-//! placeholder
-fn main() {}
+//! `ctl`: sees and steers a service that hands its listeners over, through its control socket.
+//!
+//! `args` is the one table behind parsing, `--help`, completions and the man page. Each command is a file of its own;
+//! what they share: `follow` (a service, whoever owns it), `table`, `json` and `time` (how things look), `printer` (where
+//! they go), `failure` (how a run ends), `signals`, `session` and `listening` (child processes).
+
+mod args;
+mod completions;
+mod failure;
+mod follow;
+mod handoff;
+mod json;
+mod keeper;
+mod listening;
+mod man;
+mod printer;
+mod program;
+mod reentry;
+mod session;
+mod signals;
+mod status;
+mod steps;
+mod stop;
+mod table;
+mod time;
+mod upgrade;
+mod wait;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use log::LevelFilter;
+
+use crate::args::{Cli, Command};
+use crate::failure::{Failure, USAGE};
+use crate::printer::Printer;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(failure) = reentry::enter(&arguments) {
+        return failure.tell(Printer::new(false));
+    }
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&arguments, &error),
+    };
+    let printer = Printer::new(cli.global.json);
+    log_to_stderr(&cli);
+    match run(cli, printer) {
+        Ok(code) => code,
+        Err(failure) => failure.tell(printer),
+    }
+}
+
+fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
+    let global = cli.global;
+    match cli.command {
+        Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
+        Command::Handoff(args) => handoff::run(&global, &args, printer),
+        Command::Status(args) => status::run(&global, &args, printer),
+        Command::Upgrade(args) => upgrade::run(&global, &args, printer),
+        Command::Wait(args) => wait::run(&global, &args, printer),
+        Command::Stop => stop::run(&global, printer),
+        Command::Completions { shell } => completions::run(shell, printer),
+        Command::Man => man::run(printer),
+    }
+}
+
+/// `--help` and `--version` come here too: clap counts them as errors that go to stdout and end well.
+fn misused(arguments: &[OsString], error: &clap::Error) -> ExitCode {
+    let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let mut ours = arguments.iter().take_while(|argument| *argument != "--");
+    if !help && ours.any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let message = text.lines().next().unwrap_or_default();
+        return Failure::usage(message.trim_start_matches("error: ")).tell(Printer::new(true));
+    }
+    // Where it cannot be written there is nobody to tell.
+    let _ = error.print();
+    let _ = std::io::stdout().flush();
+    if help { ExitCode::SUCCESS } else { ExitCode::from(USAGE) }
+}
+
+/// The library's own words go to stderr: warnings, or more with `-v`; none of them unasked beside `--json`.
+fn log_to_stderr(cli: &Cli) {
+    let level = match (cli.global.verbose, cli.global.json) {
+        (0, true) => LevelFilter::Off,
+        (0, false) => LevelFilter::Warn,
+        (1, _) => LevelFilter::Info,
+        (2, _) => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|line, record| writeln!(line, "ctl: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .init();
+}

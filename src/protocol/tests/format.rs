@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity};
+use crate::protocol::Deadlines;
 use crate::protocol::message::*;
+use crate::protocol::predecessor::{self, Predecessor};
+use crate::protocol::successor::Successor;
 use crate::status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
-use crate::wire::{Assembler, Fault, Frame, Header, OPTIONAL, decode_body};
+use crate::wire::{Assembler, Fault, Frame, Header, MAX_BODY, OPTIONAL, decode_body};
 
 const WIRE: &str = include_str!("../wire.md");
 
@@ -350,7 +353,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let mut seen = BTreeSet::new();
     for (name, message) in samples() {
         let word = message.word();
-        if !matches!(message, Message::Unknown(_) | Message::Descriptors(_) | Message::Confirmed(_) | Message::Done(_)) {
+        if !matches!(message, Message::Unknown(_) | Message::Descriptors(_) | Message::Confirmed(_) | Message::Done(_))
+        {
             check(word, &sample(name));
             seen.insert(word.to_owned());
         }
@@ -388,7 +392,8 @@ fn a_missing_field_is_an_error_only_where_the_table_says_so() {
                 body.extend(key.as_bytes());
                 body.extend(value);
             }
-            let header = Header { kind: message.kind(), flags: 0, descriptors: 0, body: body.len() as u32, sequence: 0 };
+            let header =
+                Header { kind: message.kind(), flags: 0, descriptors: 0, body: body.len() as u32, sequence: 0 };
             let read = Message::decode(&Frame { header, body });
             assert_eq!(read.is_err(), row.required, "{name} without {}: {read:?}", row.field);
         }
@@ -471,6 +476,46 @@ fn lists_and_names_have_limits() {
     assert_eq!(read(Offer { generation: u64::MAX, ..offer }), fault, "no generation comes after it");
 }
 
+/// A status or a refusal passes on what somebody else has said. It must fit a frame whatever that was.
+#[test]
+fn what_is_passed_on_fits_a_frame() {
+    let long = "é".repeat(30_000);
+    let who = Who { pid: 1, app_version: long.clone() };
+    let mut owner = Predecessor::new(1, 0, false, Deadlines::default(), Who::default(), 128);
+    let mut out = Vec::new();
+    let hello = Hello { min_version: 1, max_version: 1, nonce: 1, app_version: long.clone(), ..Hello::default() };
+    owner.handle(predecessor::Input::Ready, &mut out);
+    for message in [
+        Message::from(hello.clone()),
+        Room { descriptors: 4 }.into(),
+        Ack { descriptors: 4 }.into(),
+        Progress { text: long.clone() }.into(),
+    ] {
+        owner.handle(predecessor::Input::Message(1, message), &mut out);
+    }
+    owner.handle(predecessor::Input::Message(2, hello.into()), &mut out);
+    let refused = out.iter().find_map(|output| match output {
+        predecessor::Output::Refuse(2, why) => Some(Message::Refused(why.clone()).body().len()),
+        _ => None,
+    });
+    assert!(refused.unwrap() < 4096);
+    let (who_takes_over, _, progress) = owner.takeover().unwrap();
+    assert!(who_takes_over.app_version.len() <= 1024 && progress.len() <= 1024);
+    assert!(progress.starts_with('é'));
+    assert!(Successor::hello(1, who, Wants::Takeover, None).app_version.len() <= 1024);
+}
+
+#[test]
+fn a_report_with_the_longest_names_fits_a_frame() {
+    let names: Vec<String> = (0..5000).map(|name| format!("{name:0255}")).collect();
+    let report = Ready { adopted: 9, bound: names.clone(), dropped: names.clone(), missing: names }.cut();
+    let body = Message::from(report.clone()).body();
+    assert!(body.len() < MAX_BODY, "{}", body.len());
+    assert_eq!(decode(9, &body), Ok(report.into()));
+    let short: Vec<String> = (0..5000).map(|name| name.to_string()).collect();
+    assert_eq!(Ready { bound: short, ..Ready::default() }.cut().bound.len(), 256);
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -480,24 +525,26 @@ fn hex(bytes: &[u8]) -> String {
 #[ignore = "prints, tests nothing"]
 #[allow(clippy::print_stdout, reason = "that is its use")]
 fn print_vectors() {
+    let written = vectors();
     for (name, message) in samples() {
-        let body = if name == "unknown-optional" { vec![0x80] } else { message.body() };
+        let optional = name == "unknown-optional";
+        let body = if optional { vec![0x80] } else { message.body() };
         let descriptors = if let Message::Descriptors(count) = message { count } else { 0 };
-        let flags = if name == "unknown-optional" { OPTIONAL } else { 0 };
-        let sequence = match name {
-            "entries" | "room" | "listeners" => 1,
-            "descriptors" | "ack" => 2,
-            "progress" | "released" => 3,
-            "ready" => 4,
-            "draining" => 4,
-            "owning" | "bye" => 5,
-            "confirmed" => 6,
-            _ => 0,
+        // A new one is taken for the first of its stream.
+        let sequence = written.get(name).map_or(0, |bytes| frame(bytes).header.sequence);
+        let header = Header {
+            kind: message.kind(),
+            flags: if optional { OPTIONAL } else { 0 },
+            descriptors,
+            body: body.len() as u32,
+            sequence,
         };
-        let header = Header { kind: message.kind(), flags, descriptors, body: body.len() as u32, sequence };
-        println!("@@{name}\n{}", hex(&header.encode()));
+        let header = hex(&header.encode());
+        let parts = [0..8, 8..10, 10..12, 12..16, 16..24, 24..32].map(|part| &header[part]);
+        println!("```hex\n{name}\n{}", parts.join(" "));
         for line in body.chunks(40) {
-            println!("{}", hex(line));
+            println!("{}", line.chunks(4).map(hex).collect::<Vec<_>>().join(" "));
         }
+        println!("```");
     }
 }

@@ -1,0 +1,449 @@
+//! The ways to wait: blocking, mio, tokio, and a descriptor that is polled by hand. All in this one process: every
+//! generation has a lock of its own.
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use heirloom::{Drained, Event, Handoff, Reason, Serving};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::puppet::{PATIENCE, Scene};
+
+fn handoff(scene: &Scene, version: &str) -> Handoff {
+    Handoff::at(scene.control()).app_version(version)
+}
+
+/// A blocking start with one listener.
+fn serve(scene: &Scene, version: &str) -> (Serving, Arc<std::net::TcpListener>) {
+    let mut starting = handoff(scene, version).start().unwrap();
+    let web = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+    (starting.ready().unwrap(), web)
+}
+
+fn ask(address: std::net::SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut line = String::new();
+    stream.read_to_string(&mut line).unwrap();
+    line
+}
+
+fn readable(stage: &impl AsFd, within: Duration) -> bool {
+    let mut waiting = [PollFd::new(stage.as_fd(), PollFlags::POLLIN)];
+    poll(&mut waiting, PollTimeout::try_from(within).unwrap()).unwrap() == 1
+}
+
+#[test]
+fn blocking_accept_serves_until_a_successor_owns_and_drain_waits_for_the_leases() {
+    let scene = Scene::new();
+    let (mut first, web) = serve(&scene, "1");
+    let address = web.local_addr().unwrap();
+    let (told, tells) = channel();
+    let serving = thread::spawn(move || {
+        let mut last = None;
+        while let Some((mut stream, _)) = first.accept(&web).unwrap() {
+            last = Some(first.lease());
+            stream.write_all(b"1").unwrap();
+        }
+        assert_eq!(first.left(), Some(Reason::Successor));
+        let lease = last.unwrap();
+        assert!(lease.draining());
+        told.send(()).unwrap();
+        // Another thread ends what is in flight while this one drains.
+        let ending = thread::spawn(move || drop(lease));
+        let Drained::Done(summary) = first.drain().unwrap() else { panic!("resumed") };
+        assert_eq!((summary.forced, summary.in_flight), (false, 0));
+        ending.join().unwrap();
+    });
+    assert_eq!(ask(address), "1");
+    let (mut second, web) = serve(&scene, "2");
+    tells.recv_timeout(PATIENCE).unwrap();
+    serving.join().unwrap();
+    let answering = thread::spawn(move || {
+        let (mut stream, _) = second.accept(&web).unwrap().unwrap();
+        stream.write_all(b"2").unwrap();
+        second
+    });
+    assert_eq!(ask(address), "2");
+    let second = answering.join().unwrap();
+    assert_eq!(second.generation(), 2);
+    let Drained::Done(_) = second.drain().unwrap() else { panic!("resumed") };
+}
+
+#[test]
+fn blocking_accept_ends_when_a_stop_is_asked_from_another_thread() {
+    let scene = Scene::new();
+    let (mut first, web) = serve(&scene, "1");
+    let address = web.local_addr().unwrap();
+    let waiting = TcpStream::connect(address).unwrap();
+    let stopper = first.stopper();
+    let stopping = thread::spawn(move || stopper.stop());
+    // What waits in the queue is served before the end.
+    let mut served = 0;
+    while first.accept(&web).unwrap().is_some() {
+        served += 1;
+    }
+    assert_eq!((served, first.left()), (1, Some(Reason::Stopped)));
+    stopping.join().unwrap();
+    drop(waiting);
+    let Drained::Done(summary) = first.drain().unwrap() else { panic!("resumed") };
+    assert!(!summary.forced);
+}
+
+#[test]
+fn a_blocking_drain_resumes_when_its_successor_is_gone() {
+    let scene = Scene::new();
+    let (mut first, web) = serve(&scene, "1");
+    let address = web.local_addr().unwrap();
+    let (leaves, left) = channel();
+    let draining = thread::spawn(move || {
+        assert!(first.accept(&web).unwrap().is_none());
+        let _lease = first.lease();
+        leaves.send(()).unwrap();
+        let Drained::Resumed(mut again) = first.drain().unwrap() else { panic!("not resumed") };
+        let (mut stream, _) = again.accept(&web).unwrap().unwrap();
+        stream.write_all(again.generation().to_string().as_bytes()).unwrap();
+        again
+    });
+    let (second, _) = serve(&scene, "2");
+    left.recv_timeout(PATIENCE).unwrap();
+    // As a crash would: without a word.
+    drop(second);
+    assert_eq!(ask(address), "3");
+    assert!(draining.join().unwrap().is_owner());
+}
+
+#[test]
+fn a_blocking_start_is_cancelled_from_another_thread() {
+    let scene = Scene::new();
+    let first = handoff(&scene, "1").start().unwrap();
+    let mut second = handoff(&scene, "2");
+    let stopper = second.stopper().unwrap();
+    let starting = thread::spawn(move || second.start().map(drop));
+    stopper.stop();
+    assert_eq!(starting.join().unwrap().unwrap_err().code(), "cancelled");
+    drop(first);
+    assert!(!scene.control().exists());
+}
+
+#[test]
+fn wait_answers_the_control_socket() {
+    let scene = Scene::new();
+    let mut first = handoff(&scene, "1").start().unwrap();
+    let path = scene.control();
+    let asking = thread::spawn(move || {
+        let mut client = heirloom::Client::connect(path, PATIENCE).unwrap();
+        client.status().unwrap().phase
+    });
+    while !asking.is_finished() {
+        first.wait(Duration::from_millis(20)).unwrap();
+    }
+    assert_eq!(asking.join().unwrap(), heirloom::Phase::Starting);
+}
+
+#[test]
+fn a_descriptor_polled_by_hand_is_readable_when_there_is_something_to_do_and_not_before() {
+    let scene = Scene::new();
+    let (mut first, _) = serve(&scene, "1");
+    assert_eq!(first.process().unwrap(), None);
+    assert!(!readable(&first, Duration::ZERO));
+    let path = scene.control();
+    let asking = thread::spawn(move || heirloom::Client::connect(path, PATIENCE).unwrap().status().unwrap().generation);
+    while !asking.is_finished() {
+        readable(&first, Duration::from_millis(20));
+        assert_eq!(first.process().unwrap(), None);
+    }
+    assert_eq!(asking.join().unwrap(), 1);
+    first.stopper().stop();
+    assert!(readable(&first, Duration::ZERO));
+    assert_eq!(first.process().unwrap(), Some(Event::Leave(Reason::Stopped)));
+    let mut draining = first.begin_drain().unwrap();
+    assert_eq!(draining.in_flight(), 0);
+    assert!(draining.process().unwrap());
+    assert!(matches!(draining.drained(), Ok(Drained::Done(_))));
+}
+
+/// A value that is asked too early gives itself back.
+#[test]
+fn stages_that_are_not_over_give_themselves_back() {
+    let scene = Scene::new();
+    let first = handoff(&scene, "1").start().unwrap();
+    let mut second = handoff(&scene, "2").begin().unwrap();
+    assert!(!second.process().unwrap());
+    let second = second.started().unwrap_err();
+    drop(second);
+    let mut serving = first.ready().unwrap();
+    let lease = serving.lease();
+    serving.stop().unwrap();
+    assert_eq!(serving.wait().unwrap(), Event::Leave(Reason::Stopped));
+    let mut draining = serving.begin_drain().unwrap();
+    assert!(!draining.process().unwrap());
+    let mut draining = draining.drained().unwrap_err();
+    assert_eq!(draining.in_flight(), 1);
+    drop(lease);
+    assert!(readable(&draining, PATIENCE));
+    assert!(draining.process().unwrap());
+    assert!(matches!(draining.drained(), Ok(Drained::Done(_))));
+}
+
+mod with_mio {
+    use super::*;
+    use ::mio::{Events, Interest, Poll, Token};
+
+    const HANDOFF: Token = Token(0);
+    const WEB: Token = Token(1);
+
+    fn wait(poll: &mut Poll, events: &mut Events) {
+        poll.poll(events, Some(PATIENCE)).unwrap();
+        assert!(!events.is_empty(), "no event");
+    }
+
+    /// Every stage is registered in turn; a takeover, and the resume after it, come as events.
+    #[test]
+    fn every_stage_is_a_source_of_events() {
+        let scene = Scene::new();
+        let (owner, _) = serve(&scene, "0");
+        let old = thread::spawn(move || {
+            let mut owner = owner;
+            assert_eq!(owner.wait().unwrap(), Event::Leave(Reason::Successor));
+            let Drained::Done(_) = owner.drain().unwrap() else { panic!("resumed") };
+        });
+        let mut poll = Poll::new().unwrap();
+        let mut events = Events::with_capacity(16);
+
+        let mut joining = handoff(&scene, "1").begin().unwrap();
+        poll.registry().register(&mut joining, HANDOFF, Interest::READABLE).unwrap();
+        while !joining.process().unwrap() {
+            wait(&mut poll, &mut events);
+        }
+        poll.registry().deregister(&mut joining).unwrap();
+        let mut starting = joining.started().unwrap();
+        let mut web = heirloom::mio::Listener(starting.tcp_listener("web", "127.0.0.1:0").unwrap());
+        let address = web.local_addr().unwrap();
+        poll.registry().register(&mut starting, HANDOFF, Interest::READABLE).unwrap();
+        starting.process().unwrap();
+        poll.registry().deregister(&mut starting).unwrap();
+        let mut committing = starting.begin_ready().unwrap();
+        poll.registry().register(&mut committing, HANDOFF, Interest::READABLE).unwrap();
+        while !committing.process().unwrap() {
+            wait(&mut poll, &mut events);
+        }
+        poll.registry().deregister(&mut committing).unwrap();
+        let mut serving = committing.serving().unwrap();
+        old.join().unwrap();
+
+        poll.registry().register(&mut serving, HANDOFF, Interest::READABLE).unwrap();
+        poll.registry().register(&mut web, WEB, Interest::READABLE).unwrap();
+        let client = thread::spawn(move || ask(address));
+        while !client.is_finished() {
+            poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            for event in &events {
+                match event.token() {
+                    HANDOFF => assert_eq!(serving.process().unwrap(), None),
+                    _ => {
+                        while let Ok((mut stream, _)) = web.accept() {
+                            stream.write_all(b"mio").unwrap();
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(client.join().unwrap(), "mio");
+
+        let path = scene.control();
+        let next = thread::spawn(move || Handoff::at(path).start().and_then(heirloom::Starting::ready));
+        let left = loop {
+            if let Some(event) = serving.process().unwrap() {
+                break event;
+            }
+            wait(&mut poll, &mut events);
+        };
+        assert_eq!(left, Event::Leave(Reason::Successor));
+        poll.registry().deregister(&mut web).unwrap();
+        poll.registry().deregister(&mut serving).unwrap();
+        let lease = serving.lease();
+        let mut draining = serving.begin_drain().unwrap();
+        poll.registry().register(&mut draining, HANDOFF, Interest::READABLE).unwrap();
+        assert!(!draining.process().unwrap());
+        // The successor dies.
+        drop(next.join().unwrap().unwrap());
+        while !draining.process().unwrap() {
+            wait(&mut poll, &mut events);
+        }
+        let Ok(Drained::Resumed(mut again)) = draining.drained() else { panic!("not resumed") };
+        assert!(again.is_owner());
+        // Registered anew, a connection that has waited is reported.
+        let waiting = TcpStream::connect(address).unwrap();
+        poll.registry().register(&mut web, WEB, Interest::READABLE).unwrap();
+        loop {
+            wait(&mut poll, &mut events);
+            assert_eq!(again.process().unwrap(), None);
+            if events.iter().any(|event| event.token() == WEB) {
+                break;
+            }
+        }
+        assert!(web.accept().is_ok());
+        drop((waiting, lease));
+    }
+}
+
+mod with_tokio {
+    use super::*;
+    use ::tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use ::tokio::time::timeout;
+    use heirloom::tokio::{Drained, Serving, TcpListener, start};
+
+    async fn within<F: Future>(future: F) -> F::Output {
+        timeout(PATIENCE, future).await.unwrap()
+    }
+
+    async fn serve(scene: &Scene, version: &str) -> (Serving, TcpListener) {
+        let mut starting = within(start(handoff(scene, version))).await.unwrap();
+        let web = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+        (within(starting.ready()).await.unwrap(), web)
+    }
+
+    async fn ask(address: std::net::SocketAddr) -> String {
+        let mut stream = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut line = String::new();
+        within(stream.read_to_string(&mut line)).await.unwrap();
+        line
+    }
+
+    /// Accepts until somebody else serves; answers with the generation.
+    async fn accept_all(serving: &mut Serving, web: &TcpListener) {
+        while let Some((mut stream, _)) = within(serving.accept(web)).await.unwrap() {
+            let line = serving.generation().to_string();
+            stream.write_all(line.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_takeover_between_two_tasks() {
+        let scene = Scene::new();
+        let (mut first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let old = tokio::spawn(async move {
+            accept_all(&mut first, &web).await;
+            assert!(matches!(within(first.drain()).await.unwrap(), Drained::Done(_)));
+        });
+        assert_eq!(ask(address).await, "1");
+        let (mut second, web) = serve(&scene, "2").await;
+        within(old).await.unwrap();
+        let stopper = second.stopper();
+        let new = tokio::spawn(async move {
+            accept_all(&mut second, &web).await;
+            assert!(matches!(within(second.drain()).await.unwrap(), Drained::Done(_)));
+        });
+        assert_eq!(ask(address).await, "2");
+        stopper.stop();
+        within(new).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_dropped_start_leaves_nothing() {
+        let scene = Scene::new();
+        let first = within(start(handoff(&scene, "1"))).await.unwrap();
+        {
+            // Waits, because the first is still starting.
+            let mut second = std::pin::pin!(start(handoff(&scene, "2")));
+            let pending =
+                std::future::poll_fn(|context| std::task::Poll::Ready(second.as_mut().poll(context).is_pending()));
+            assert!(pending.await);
+        }
+        let mut serving = within(first.ready()).await.unwrap();
+        assert_eq!(serving.generation(), 1);
+        // The owner has seen the end of the other: nothing is at it.
+        assert!(timeout(Duration::from_millis(100), serving.event()).await.is_err(), "no event");
+        assert!(serving.inner().status().takeover.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_ready_leaves_the_predecessor_serving() {
+        let scene = Scene::new();
+        let mut starting = within(start(handoff(&scene, "1").exclusive(true))).await.unwrap();
+        let web = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+        let mut first = within(starting.ready()).await.unwrap();
+        let second = tokio::spawn(start(handoff(&scene, "2")));
+        let second = loop {
+            // Events come to the owner only while it is polled.
+            tokio::select! {
+                event = first.event() => panic!("{event:?}"),
+                () = tokio::task::yield_now(), if second.is_finished() => break second.await.unwrap().unwrap(),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        };
+        let ready = tokio::spawn(second.ready());
+        assert_eq!(within(first.event()).await.unwrap(), Event::Release);
+        ready.abort();
+        assert!(ready.await.unwrap_err().is_cancelled());
+        assert_eq!(within(first.event()).await.unwrap(), Event::Resume);
+        first.inner().released().unwrap();
+        assert!(first.inner().is_owner());
+        let address = web.local_addr().unwrap();
+        let asking = tokio::spawn(ask(address));
+        let (mut stream, _) = within(first.accept(&web)).await.unwrap().unwrap();
+        stream.write_all(b"still").await.unwrap();
+        drop(stream);
+        assert_eq!(asking.await.unwrap(), "still");
+    }
+
+    #[tokio::test]
+    async fn a_drain_resumes_and_accepts_what_waits() {
+        let scene = Scene::new();
+        let (mut first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let lease = first.lease();
+        let (leaves, left) = tokio::sync::oneshot::channel();
+        let old = tokio::spawn(async move {
+            accept_all(&mut first, &web).await;
+            leaves.send(()).unwrap();
+            let Drained::Resumed(mut again) = within(first.drain()).await.unwrap() else { panic!("not resumed") };
+            let (mut stream, _) = within(again.accept(&web)).await.unwrap().unwrap();
+            stream.write_all(again.generation().to_string().as_bytes()).await.unwrap();
+            again
+        });
+        let (second, other) = serve(&scene, "2").await;
+        within(left).await.unwrap();
+        let asking = tokio::spawn(ask(address));
+        drop((second, other));
+        assert_eq!(within(asking).await.unwrap(), "3");
+        assert_eq!(within(old).await.unwrap().generation(), 3);
+        drop(lease);
+    }
+
+    #[tokio::test]
+    async fn the_control_socket_is_answered_during_a_warm_up() {
+        let scene = Scene::new();
+        let mut starting = within(start(handoff(&scene, "1"))).await.unwrap();
+        let path = scene.control();
+        let asking = tokio::task::spawn_blocking(move || {
+            heirloom::Client::connect(path, PATIENCE).unwrap().status().unwrap().phase
+        });
+        let phase = within(starting.during(asking)).await.unwrap().unwrap();
+        assert_eq!(phase, heirloom::Phase::Starting);
+    }
+
+    #[tokio::test]
+    async fn exclusive_work_is_released_before_the_lock_moves() {
+        let scene = Scene::new();
+        let starting = within(start(handoff(&scene, "1").exclusive(true))).await.unwrap();
+        let mut first = within(starting.ready()).await.unwrap();
+        let path = scene.control();
+        let second = tokio::task::spawn_blocking(move || Handoff::at(path).start().and_then(heirloom::Starting::ready));
+        assert_eq!(within(first.event()).await.unwrap(), Event::Release);
+        assert!(first.inner().is_owner());
+        first.inner().released().unwrap();
+        assert!(!first.inner().is_owner());
+        assert_eq!(within(first.event()).await.unwrap(), Event::Leave(Reason::Successor));
+        let second = within(second).await.unwrap().unwrap();
+        assert!(second.is_owner());
+        assert!(matches!(within(first.drain()).await.unwrap(), Drained::Done(_)));
+    }
+}

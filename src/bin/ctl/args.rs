@@ -1,0 +1,254 @@
+//! The command line: one table, from which clap makes the parser, `--help`, the completions and the man page.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::failure::Failure;
+use crate::time;
+
+/// See and steer a service that is replaced while it runs
+///
+/// A service that hands its listeners over has a control socket. This program talks to the process that owns the
+/// service: it shows who that is and what it holds, rehearses a takeover, starts a new version beside the old one,
+/// waits for a change, and ends the service.
+#[derive(Debug, Parser)]
+#[command(name = "ctl", version, max_term_width = 100, after_long_help = AFTER_HELP, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of all commands")]
+pub(crate) struct Global {
+    /// Control socket of the service
+    #[arg(long, value_name = "PATH", global = true, env = "HEIRLOOM_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+
+    /// How long to wait at most, such as 500ms, 5s or 2m
+    ///
+    /// Unless told otherwise: `status` 5s, `handoff`, `wait` and `stop` 1m, `upgrade` 10m; `status --watch` has no limit.
+    #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
+    timeout: Option<Duration>,
+
+    /// Print one JSON object with stable keys instead of text; errors too, as {"error": {"code", "message", "hint"}}
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Log to stderr what happens; twice: each message; the default is warnings, and nothing with --json
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// The control socket. There is no default: the wrong service would be worse than none.
+    pub(crate) fn socket(&self) -> Result<&Path, Failure> {
+        self.socket
+            .as_deref()
+            .ok_or_else(|| Failure::usage("no control socket given").hint("use --socket PATH, or set HEIRLOOM_SOCKET"))
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    pub(crate) fn timeout_or(&self, default: Duration) -> Duration {
+        self.timeout.unwrap_or(default)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Handoff(HandoffArgs),
+    Status(StatusArgs),
+    Upgrade(UpgradeArgs),
+    Wait(WaitArgs),
+
+    /// Ask the owner to leave without a successor, and wait until it has
+    ///
+    /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more. Without a
+    /// successor the listeners end with it. A takeover that the owner can no longer call off is finished first: then
+    /// somebody else serves, and the exit code is 1.
+    #[command(after_long_help = "\
+Exit codes: 0 the service has ended; 1 refused, or a successor serves; 3 nobody listened; 4 it was still leaving when \
+the time was over (--timeout, 1m unless told otherwise).")]
+    Stop,
+
+    /// Print completions for a shell
+    ///
+    /// For bash: ctl completions bash > ~/.local/share/bash-completion/completions/ctl
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+
+    /// Print the manual page
+    ///
+    /// To read it: ctl man > ctl.1 && man ./ctl.1
+    Man,
+}
+
+/// Rehearse a takeover: receive, check and show the listeners, and change nothing; or take over with --commit
+///
+/// Without --commit this is a takeover that stops before it counts. Every descriptor is received and compared with what
+/// the manifest says of it; the service does not notice. With --commit, ctl becomes the owner: it keeps all listeners,
+/// accepts nothing, and clients wait in the queues until the next successor serves them. So a service can be down for a
+/// moment without one refused connection. It leaves when a successor takes over, or on SIGTERM, SIGINT or SIGHUP.
+///
+/// With --commit and a CMD, any program that knows socket activation takes part: CMD is started as a child of ctl once
+/// ctl owns, and finds the listeners at descriptor 3 and up, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES in its
+/// environment. The sockets are in non-blocking mode, which processes share: a program that expects blocking sockets has
+/// to be ready for that. SIGTERM, SIGINT and SIGHUP are passed on to CMD. When a successor takes over, CMD is sent SIGTERM
+/// and may finish what it has in flight until the drain deadline, then it is killed; should the successor die meanwhile,
+/// CMD is started again. When CMD ends by itself, ctl leaves as well.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl handoff                                     what would a successor get, and is it sound?
+  ctl handoff --commit                            keep the listeners while there is no program for them
+  ctl handoff --commit -- /usr/bin/app --flag     a program that knows socket activation takes over
+
+Exit codes: 0 done; 1 refused, failed, or a check failed (the old one still serves); 3 nobody listens. \
+With CMD: the exit code of CMD, or 128 and the number of the signal that ended it.")]
+pub(crate) struct HandoffArgs {
+    /// Print this entry only; may be repeated
+    #[arg(long, value_name = "NAME", conflicts_with = "commit")]
+    pub(crate) name: Vec<String>,
+
+    /// Take over for real: own and keep all listeners
+    #[arg(long)]
+    pub(crate) commit: bool,
+
+    /// How long CMD may finish what it has in flight once a successor serves
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = time::parse, requires = "commit")]
+    pub(crate) drain: Duration,
+
+    /// Program that gets the listeners by socket activation, and its arguments
+    #[arg(last = true, value_name = "CMD", requires = "commit")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Show who serves, since when, what it holds, and whether a takeover or a drain is under way
+///
+/// QUEUE is how many connections wait to be accepted, and how many may wait; the kernel tells it for TCP alone.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
+for}, predecessor {pid, app_version, in_flight, left}, listeners [{name, kind, address, accept_queue_length, \
+accept_queue_limit}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
+
+Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
+
+Exit codes: 0 done; 1 refused; 3 nobody listens, or nobody is left to watch; 4 no answer in time.")]
+pub(crate) struct StatusArgs {
+    /// Print a line at each change, also across changes of the owner, until --timeout, Ctrl-C or the end of the service
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// Start a new version beside the old one, and wait until it owns the service
+///
+/// CMD runs in a session of its own, without a terminal or any inherited file, with its output in the log and HEIRLOOM_SOCKET
+/// in its environment; it outlives ctl. It must stay in the foreground and take the service over by itself. Where it does not (it exits, somebody
+/// else takes over, the time is over, Ctrl-C), ctl ends what it started, shows the end of the log, and says what is true
+/// of the service now: the old version goes on as if nothing had been.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl --socket /run/shop/handoff.sock upgrade -- /opt/shop-2.1/bin/shop --port 443
+  ctl upgrade --log /var/log/shop.log --timeout 2m --json -- ./shop
+
+With --json: upgraded, from {generation, pid, app_version}, to {generation, pid, app_version}, steps [{step, at_ms}] in \
+milliseconds since CMD was started, log.
+
+Exit codes: 0 the new version serves; 1 it does not, and the old one still serves; 3 nobody listens: start the first \
+version directly; 4 nobody answered in the end, so that the outcome is unknown.")]
+pub(crate) struct UpgradeArgs {
+    /// File to which the output of CMD is appended [default: the path of the control socket with .log after it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+
+    /// Program of the new version, and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Wait until the service is where it should be: for scripts and container hooks
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = false)]
+#[command(after_long_help = "\
+Examples:
+  ctl wait --ready --timeout 30s      after the start of the first version, or as a readiness probe
+  ctl wait --generation 7             until a takeover has happened
+  ctl wait --drained                  until the old version has finished and gone
+
+Exit codes: 0 it is so; 1 it was not so in time; 3 in time nobody listened at all. The last status is printed on success.")]
+pub(crate) struct WaitArgs {
+    /// Until an owner has this generation, or a later one
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
+
+    /// Until no predecessor of the owner is left that finishes what it had in flight
+    #[arg(long)]
+    pub(crate) drained: bool,
+
+    /// Until an owner serves; it need not listen yet
+    #[arg(long)]
+    pub(crate) ready: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  export HEIRLOOM_SOCKET=/run/shop/handoff.sock
+  ctl status                                who serves, and what is going on
+  ctl status --watch --json                 the same after each change, for a program
+  ctl handoff                               rehearse a takeover; changes nothing
+  ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
+  ctl wait --drained --timeout 30s          until the old version is gone
+  ctl stop                                  end the service
+
+Environment:
+  HEIRLOOM_SOCKET    the control socket, where --socket is not given
+
+Exit codes:
+  0  done
+  1  refused or failed; for `upgrade` and `handoff`, the old version still serves; `wait` was in vain
+  2  wrong usage
+  3  nobody listens at the control socket
+  4  a deadline passed and the outcome is unknown
+
+Data goes to stdout, everything else to stderr. `ctl COMMAND --help` tells more.";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_belongs_to_a_commit() {
+        assert!(Cli::try_parse_from(["ctl", "handoff", "--", "true"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "handoff", "--drain", "1s"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "handoff", "--commit", "--name", "web"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "handoff", "--commit", "--", "true"]).is_ok());
+    }
+
+    #[test]
+    fn one_thing_is_waited_for() {
+        assert!(Cli::try_parse_from(["ctl", "wait"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--ready", "--drained"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--generation", "3"]).is_ok());
+    }
+}

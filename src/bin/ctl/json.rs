@@ -1,0 +1,90 @@
+//! What `--json` prints. These keys are a contract: scripts rely on them.
+
+use std::time::Duration;
+
+use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus};
+use serde_json::{Value, json};
+
+use crate::time;
+
+/// The whole of a status.
+pub(crate) fn status(status: &Status) -> Value {
+    json!({
+        "generation": status.generation,
+        "pid": status.pid,
+        "app_version": status.app_version,
+        "phase": status.phase.as_str(),
+        "since": time::timestamp(status.since),
+        "in_flight": status.in_flight,
+        "left": milliseconds(status.left_ms),
+        "takeover": status.takeover.as_ref().map(takeover),
+        "predecessor": status.predecessor.as_ref().map(drain),
+        "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
+    })
+}
+
+/// A process that owns or owned.
+pub(crate) fn owner(status: &Status) -> Value {
+    json!({"generation": status.generation, "pid": status.pid, "app_version": status.app_version})
+}
+
+pub(crate) fn predecessor(predecessor: &PredecessorInfo) -> Value {
+    json!({
+        "pid": predecessor.pid,
+        "app_version": predecessor.app_version,
+        "generation": predecessor.generation,
+    })
+}
+
+/// One entry of a manifest, as far as everybody shows it.
+pub(crate) fn entry(entry: &Entry) -> Value {
+    json!({"name": entry.name, "kind": entry.kind.as_str(), "address": address(entry)})
+}
+
+/// One entry, and what was found when it was received.
+pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
+    let mut object = self::entry(entry);
+    object["checks"] = checks
+        .iter()
+        .map(|check| json!({"check": check.check, "ok": check.ok, "expected": check.expected, "found": check.found}))
+        .collect();
+    object
+}
+
+fn takeover(takeover: &TakeoverStatus) -> Value {
+    json!({
+        "pid": takeover.who.pid,
+        "app_version": takeover.who.app_version,
+        "step": takeover.step,
+        "progress": takeover.progress,
+        "for": time::duration(Duration::from_millis(takeover.since_ms)),
+    })
+}
+
+fn drain(drain: &DrainStatus) -> Value {
+    json!({
+        "pid": drain.who.pid,
+        "app_version": drain.who.app_version,
+        "in_flight": drain.in_flight,
+        "left": milliseconds(drain.left_ms),
+    })
+}
+
+fn listener(listener: &ListenerStatus) -> Value {
+    json!({
+        "name": listener.name,
+        "kind": listener.kind,
+        "address": Some(&listener.address).filter(|address| !address.is_empty()),
+        "accept_queue_length": listener.accept_queue,
+        "accept_queue_limit": listener.accept_queue_limit,
+    })
+}
+
+/// `null` for what has none, such as a raw descriptor.
+fn address(entry: &Entry) -> Option<&str> {
+    Some(entry.address.as_str()).filter(|address| !address.is_empty())
+}
+
+fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
+    milliseconds.map(|milliseconds| time::duration(Duration::from_millis(milliseconds)))
+}

@@ -1,0 +1,259 @@
+//! `ctl upgrade -- CMD`: starts a new version beside the old one and waits until it owns the service, or ends it again.
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use heirloom::{Error, Status};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::args::{Global, UpgradeArgs};
+use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
+use crate::follow::{self, Follow, News, PATIENCE, is_ready, owns};
+use crate::json;
+use crate::printer::Printer;
+use crate::program;
+use crate::session::{Ended, Log, Session};
+use crate::signals::Signals;
+use crate::status::who;
+use crate::steps::Steps;
+use crate::table::clean;
+use crate::time;
+
+/// How long the whole may take where nothing else is said: as long as a successor may warm up.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the old process has to take back what an attempt had of it: it looks once a second.
+const TAKE_BACK: Duration = Duration::from_secs(5);
+
+pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Result<ExitCode, Failure> {
+    let socket = global.socket()?;
+    let socket = std::path::absolute(socket).map_err(|error| Failure::io("find the current folder", error))?;
+    let within = global.timeout_or(TIMEOUT);
+    let program = args.command.first().ok_or_else(|| Failure::usage("a program is missing"))?;
+    program::check(program)?;
+    // Watched from before the start on: no step goes by unseen.
+    let mut follow = Follow::new(&socket);
+    let from = follow.owner(PATIENCE.min(within)).map_err(|error| match error {
+        Error::Nobody { .. } => {
+            Failure::from(error).hint("nothing to upgrade: start the first version directly, without ctl")
+        }
+        error => error.into(),
+    })?;
+    let log = Log::open(&args.log.clone().unwrap_or_else(|| beside(&socket)))?;
+    // Before there is a second thread, that of the spinner.
+    let signals = Signals::take()?;
+    let steps = Steps::begin(printer);
+    let session = Session::start(&args.command, &socket, &log)?;
+    Upgrade { socket, from, log, signals, follow, steps, session, doubted: false, printer }.run(within)
+}
+
+/// The log where no other was asked for.
+fn beside(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".log");
+    path.into()
+}
+
+struct Upgrade {
+    socket: PathBuf,
+    from: Status,
+    log: Log,
+    signals: Signals,
+    follow: Follow,
+    steps: Steps,
+    session: Session,
+    /// A status came over a connection that may be older than the owner that it tells of; the next one does not.
+    doubted: bool,
+    printer: Printer,
+}
+
+/// Why an attempt is over.
+#[derive(Debug)]
+enum Over {
+    Ended(Ended),
+    /// Another process owns now.
+    Overtaken,
+    Late(Duration),
+    Interrupted(Signal),
+    Broken(Error),
+}
+
+/// Whether a process is what was started here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ours {
+    Yes,
+    No,
+    /// It lives in another pid namespace, as in a container: no number can tell.
+    Unknown,
+}
+
+impl Upgrade {
+    fn run(mut self, within: Duration) -> Result<ExitCode, Failure> {
+        let until = Instant::now() + within;
+        loop {
+            if let Some(over) = self.signalled() {
+                return self.give_up(over);
+            }
+            let turn = match self.follow.news() {
+                Ok(Some(News::Status(status))) => match self.judge(&status) {
+                    Some(Ours::No) => return self.give_up(Over::Overtaken),
+                    Some(_) if is_ready(&status) => return self.done(&status),
+                    _ => {
+                        self.steps.see(&status);
+                        Ok(())
+                    }
+                },
+                // The old one is gone; what was started may be about to own.
+                Ok(Some(News::Nobody(_))) => Ok(()),
+                Ok(None) if Instant::now() >= until => return self.give_up(Over::Late(within)),
+                Ok(None) => self.follow.wait(&[PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], Some(until)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = turn {
+                return self.give_up(Over::Broken(error));
+            }
+        }
+    }
+
+    /// What signals tell: that the program has ended, or that a person has had enough.
+    fn signalled(&mut self) -> Option<Over> {
+        let mut over = None;
+        while let Some(caught) = self.signals.next() {
+            if caught.signal != Signal::SIGCHLD {
+                over = Some(Over::Interrupted(caught.signal));
+            }
+        }
+        self.session.reap().map(Over::Ended).or(over)
+    }
+
+    /// Whose the service is since this began; `None` where it is still the old one's.
+    fn judge(&mut self, status: &Status) -> Option<Ours> {
+        let ours = self.owner_since(status, self.follow.peer_pid())?;
+        if ours == Ours::Unknown && !self.doubted {
+            self.doubted = true;
+            self.follow.reconnect();
+            return None;
+        }
+        Some(ours)
+    }
+
+    fn owner_since(&self, status: &Status, peer: Option<i32>) -> Option<Ours> {
+        // A process that resumes after a takeover that came to nothing has a new generation, too.
+        if !owns(status) || status.generation <= self.from.generation || status.pid == self.from.pid {
+            return None;
+        }
+        Some(match peer {
+            Some(peer) if self.session.has(peer) => Ours::Yes,
+            Some(peer) if peer == status.pid as i32 => Ours::No,
+            _ => Ours::Unknown,
+        })
+    }
+
+    fn done(mut self, to: &Status) -> Result<ExitCode, Failure> {
+        self.steps.reach(to.phase.as_str(), "");
+        self.steps.finish();
+        let to_text = || {
+            format!(
+                "{} serves as generation {}, after {}\n\n{}",
+                who(to.pid, &to.app_version),
+                to.generation,
+                who(self.from.pid, &self.from.app_version),
+                self.steps.text(),
+            )
+        };
+        self.printer.print(to_text, || {
+            json!({
+                "upgraded": true,
+                "from": json::owner(&self.from),
+                "to": json::owner(to),
+                "steps": self.steps.json(),
+                "log": self.log.path().to_string_lossy(),
+            })
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Ends what was started, unless it owns by now, and says what is true of the service.
+    fn give_up(mut self, over: Over) -> Result<ExitCode, Failure> {
+        self.steps.finish();
+        if !matches!(over, Over::Ended(_) | Over::Overtaken) {
+            // The last moment for a last look: from here on a takeover is called off.
+            let mut fresh = Follow::new(&self.socket);
+            match fresh.owner(PATIENCE) {
+                Ok(status) => match self.owner_since(&status, fresh.peer_pid()) {
+                    Some(Ours::No) | None => {}
+                    Some(_) if is_ready(&status) => return self.done(&status),
+                    // Its predecessor is dead: without it there would be no service at all.
+                    Some(_) => return Err(self.unknown(&over, "the new one owns the service, and is not ready")),
+                },
+                Err(Error::Nobody { .. }) => {}
+                // To end the only process that may own would be worse than not to know.
+                Err(_) if !self.follow.is_linked_to(self.from.pid) => {
+                    return Err(self.unknown(&over, "nobody answers, and it may be the new one that owns"));
+                }
+                Err(_) => {}
+            }
+        }
+        self.session.end(&self.signals)?;
+        Err(self.failed(&over))
+    }
+
+    /// What was started is gone. Who serves?
+    fn failed(&self, over: &Over) -> Failure {
+        let tail = self.log.tail();
+        if !tail.is_empty() {
+            self.printer.line(&format!("--- the end of {}", self.log.path().display()));
+            tail.iter().for_each(|line| self.printer.line(&clean(line)));
+            self.printer.line("---");
+        }
+        let (exit, truth) = match follow::ask(&self.socket, TAKE_BACK) {
+            Ok(now) if now.pid == self.from.pid => {
+                (FAILED, format!("the old one, {}, still serves", who(now.pid, &now.app_version)))
+            }
+            Ok(now) => (FAILED, format!("{} serves as generation {}", who(now.pid, &now.app_version), now.generation)),
+            Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
+            Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
+        };
+        let hint = if tail.is_empty() {
+            "it wrote nothing to its log".to_owned()
+        } else {
+            format!("its whole log is {}", self.log.path().display())
+        };
+        Failure::new(exit, over.code(), format!("{over}; {truth}")).hint(hint).key("log_tail", tail)
+    }
+
+    /// What was started goes on.
+    fn unknown(&self, over: &Over, what: &str) -> Failure {
+        let message = format!("{over}: {what}; it was left as it is, pid {}", self.session.pid());
+        Failure::new(UNKNOWN, over.code(), message)
+            .hint("ctl status tells more; its log is ".to_owned() + &self.log.path().to_string_lossy())
+    }
+}
+
+impl Over {
+    fn code(&self) -> &str {
+        match self {
+            Over::Ended(_) => "ended",
+            Over::Overtaken => "overtaken",
+            Over::Late(_) => "deadline",
+            Over::Interrupted(_) => "interrupted",
+            Over::Broken(error) => error.code(),
+        }
+    }
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Over::Ended(how) => write!(f, "the new one {how} before it owned the service"),
+            Over::Overtaken => f.write_str("another process took the service over first"),
+            Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
+            Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
+            Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),
+        }
+    }
+}
