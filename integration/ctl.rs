@@ -320,7 +320,7 @@ fn a_keeper_ends_with_the_code_of_its_program() {
 #[test]
 fn a_keeper_passes_signals_on() {
     let service = Service::start();
-    let script = "trap 'exit 43' TERM; echo ready; while :; do sleep 0.01; done";
+    let script = "trap 'exit 43' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut keeper = service.spawn(&["handoff", "--commit", "--", "sh", "-c", script]);
     assert_eq!(keeper.line(), "ready");
     keeper.signal(Signal::SIGTERM);
@@ -330,7 +330,7 @@ fn a_keeper_passes_signals_on() {
 #[test]
 fn a_program_that_does_not_finish_is_ended_at_the_drain_deadline() {
     let service = Service::start();
-    let script = "trap '' TERM; echo ready; while :; do sleep 0.01; done";
+    let script = "trap '' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut keeper = service.spawn(&["handoff", "--commit", "--drain", "100ms", "--", "sh", "-c", script]);
     assert_eq!(keeper.line(), "ready");
     let _next = service.keeper(&[]);
@@ -340,7 +340,7 @@ fn a_program_that_does_not_finish_is_ended_at_the_drain_deadline() {
 #[test]
 fn a_program_is_started_again_when_the_successor_dies_too_early() {
     let service = Service::start();
-    let script = "trap '' TERM; echo ready; while :; do sleep 0.01; done";
+    let script = "trap '' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut keeper = service.spawn(&["handoff", "--commit", "--", "sh", "-c", script]);
     assert_eq!(keeper.line(), "ready");
     let mut next = service.keeper(&[]);
@@ -540,7 +540,7 @@ fn wait_until_a_predecessor_has_drained() {
     let service = Service::start();
     assert_eq!(service.json(&["wait", "--drained"])["generation"], 1);
     // The test itself was the first generation, and lives on: only later ones can go.
-    let script = "trap '' TERM; echo ready; while [ ! -e end ]; do sleep 0.01; done";
+    let script = "trap '' TERM; echo ready; while [ ! -e end ] && kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut command = service.place.command(&["handoff", "--commit", "--", "sh", "-c", script]);
     let mut second = Running::new(command.current_dir(service.place.folder.path()));
     assert_eq!(second.line(), "ready");

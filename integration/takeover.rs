@@ -309,7 +309,7 @@ fn unix_paths_stay_where_a_successor_owns_them_and_where_a_stranger_has_bound() 
 }
 
 #[test]
-fn a_stop_on_purpose_is_not_undone_by_a_drainer_and_its_paths_stay_for_the_next_start() {
+fn a_drainer_takes_the_service_back_when_its_successor_is_stopped_and_is_stopped_as_well() {
     let scene = Scene::new();
     let path = scene.path("app.sock");
     let claims = json!({"claims": [{"kind": "unix", "name": "local", "address": path}]});
@@ -320,9 +320,12 @@ fn a_stop_on_purpose_is_not_undone_by_a_drainer_and_its_paths_stay_for_the_next_
     second.ask(json!({"do": "stop"}));
     assert_eq!(second.exit_code(), Some(0));
     assert!(path.exists(), "a process of the family still has it open");
+    assert_eq!(first.first_of(&["resumed", "drained"])["event"], "resumed");
+    assert_eq!(visit_unix(&path).pid, first.pid());
     first.ask(json!({"do": "end-lease"}));
-    assert_eq!(first.first_of(&["resumed", "drained"])["event"], "drained");
+    first.ask(json!({"do": "stop"}));
     assert_eq!(first.exit_code(), Some(0));
+    assert!(!path.exists(), "it was the last");
     let (third, _) = scene.serve("3", claims);
     assert_eq!(visit_unix(&path).pid, third.pid());
 }

@@ -91,7 +91,7 @@ impl Handoff {
     }
 
     /// Says that the application has work that must never run twice: it gets [`Event::Release`](crate::Event::Release)
-    /// and answers with [`Serving::released`] before the lock is given to a successor.
+    /// and answers with [`Serving::released`](crate::Serving::released) before the lock is given to a successor.
     #[must_use]
     pub fn exclusive(mut self, exclusive: bool) -> Handoff {
         self.exclusive = exclusive;
@@ -137,7 +137,7 @@ impl Handoff {
     /// A handle that cancels the start, and later stops the service, from any thread.
     ///
     /// # Errors
-    /// [`Error::Io`] where no eventfd can be made.
+    /// [`Error::Io`](crate::Error::Io) where no eventfd can be made.
     pub fn stopper(&mut self) -> Result<Stopper> {
         Ok(Stopper { wake: self.wake()? })
     }
@@ -156,7 +156,7 @@ impl Handoff {
     /// Begins to start, without waiting: poll what comes back, and call [`Joining::process`].
     ///
     /// # Errors
-    /// [`Error::Path`] where the control path cannot be used; [`Error::Io`].
+    /// [`Error::Path`](crate::Error::Path) where the control path cannot be used; [`Error::Io`](crate::Error::Io).
     pub fn begin(self) -> Result<Joining> {
         self.enter(Wants::Takeover).map(|driver| Joining { driver, started: false })
     }
@@ -164,7 +164,7 @@ impl Handoff {
     /// Begins a rehearsal, without waiting: everything is received and checked, nothing is taken.
     ///
     /// # Errors
-    /// As for [`begin`](Handoff::begin), and [`Error::Nobody`] where nobody listens.
+    /// As for [`begin`](Handoff::begin), and [`Error::Nobody`](crate::Error::Nobody) where nobody listens.
     pub fn begin_rehearsal(self) -> Result<Joining> {
         self.enter(Wants::Rehearsal).map(|driver| Joining { driver, started: false })
     }
@@ -192,7 +192,7 @@ impl Handoff {
 
 /// Cancels a start, or stops a service, from any thread.
 ///
-/// Before this process owns, [`stop`](Stopper::stop) makes whatever waits return [`Error::Cancelled`]; afterwards it
+/// Before this process owns, [`stop`](Stopper::stop) makes whatever waits return [`Error::Cancelled`](crate::Error::Cancelled); afterwards it
 /// asks the process to leave without a successor.
 #[derive(Clone, Debug)]
 pub struct Stopper {
@@ -221,7 +221,7 @@ impl Joining {
     /// Does what can be done without waiting. `true`: everything is here, call [`started`](Joining::started).
     ///
     /// # Errors
-    /// Every reason for which this process cannot become a successor or the first: see [`Error`].
+    /// Every reason for which this process cannot become a successor or the first: see [`Error`](crate::Error).
     pub fn process(&mut self) -> Result<bool> {
         self.driver.process()?;
         while let Some(notice) = self.driver.notice() {

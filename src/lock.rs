@@ -27,12 +27,9 @@ const PREFIX: &str = "heirloom 1 generation ";
 pub(crate) struct Content {
     /// The last generation that owned. 0: none yet.
     pub(crate) generation: u64,
-    /// The takeover that the owner offers, or unlocked for. 0: none. [`STOPPED`]: it left on purpose.
+    /// The takeover that the owner offers, or unlocked for. 0: none.
     pub(crate) nonce: u64,
 }
-
-/// The nonce of an owner that stopped without a successor: a predecessor that still drains does not take over again.
-pub(crate) const STOPPED: u64 = u64::MAX;
 
 impl Content {
     fn encode(self) -> [u8; CONTENT] {
@@ -166,12 +163,18 @@ impl LockDescription {
         Ok(i32::from(lock.l_type) != libc::F_UNLCK)
     }
 
-    /// Reads generation and nonce. A file without them, or with something else, says generation 0.
+    /// Reads generation and nonce; an empty file says generation 0.
+    ///
+    /// # Errors
+    /// `InvalidData` where something else is written there: the generation is a fencing token and must not go back.
     pub(crate) fn read(&self) -> io::Result<Content> {
         let mut bytes = [0; CONTENT];
         match self.file.read_exact_at(&mut bytes, 0) {
-            Ok(()) => Ok(Content::decode(&bytes).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Content::default()),
+            Ok(()) => Content::decode(&bytes).ok_or_else(not_ours),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => match self.file.metadata()?.len() {
+                0 => Ok(Content::default()),
+                _ => Err(not_ours()),
+            },
             Err(error) => Err(error),
         }
     }
@@ -188,6 +191,13 @@ impl LockDescription {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+fn not_ours() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "it holds something else than a generation; remove it if no process of the service is alive",
+    )
 }
 
 /// The processes that hold a lock file open, as far as `/proc` shows them, this one left out.
@@ -254,11 +264,14 @@ mod tests {
         assert_eq!(text.len(), CONTENT);
     }
 
+    /// Generation 0 in its place would let the fencing token go back.
     #[test]
-    fn garbage_in_the_file_is_generation_zero() {
+    fn garbage_in_the_file_is_an_error() {
         let (_folder, path) = file();
-        std::fs::write(&path, [b'x'; 200]).unwrap();
-        assert_eq!(description(&path).read().unwrap(), Content::default());
+        for garbage in [&[b'x'; 200][..], &[0; 80], b"short"] {
+            std::fs::write(&path, garbage).unwrap();
+            assert_eq!(description(&path).read().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 
     #[test]

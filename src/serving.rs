@@ -21,7 +21,8 @@ pub enum Event {
     Release,
     /// A successor owns and is on probation: stop accepting, keep everything.
     StandBy,
-    /// This process owns again: take everything up again. Register listeners anew, and accept until it would block: an
+    /// This process owns again: take everything up again. A [`Release`](Event::Release) that was not answered is void and
+    /// needs no answer any more. Register listeners anew, and accept until it would block: an
     /// edge that was reported before is not reported twice.
     Resume,
     /// Stop accepting, then [`Serving::drain`].
@@ -125,33 +126,37 @@ impl Serving {
     /// [`Error::Forked`](crate::Error::Forked) in a child of the process that started; [`Error::Io`](crate::Error::Io)
     /// where the kernel refuses what it never should.
     pub fn process(&mut self) -> Result<Option<Event>> {
-        if let Some(event) = self.event() {
+        if let Some(event) = self.event()? {
             return Ok(Some(event));
         }
         self.driver.process()?;
-        Ok(self.event())
+        self.event()
     }
 
-    fn event(&mut self) -> Option<Event> {
+    fn event(&mut self) -> Result<Option<Event>> {
         while let Some(notice) = self.driver.notice() {
             match notice {
-                Notice::Release => return Some(Event::Release),
+                Notice::Release => return Ok(Some(Event::Release)),
                 Notice::Resume => {
                     self.left = None;
-                    return Some(Event::Resume);
+                    // Whoever is told this knows that an earlier release is void: nobody waits for his answer any more.
+                    self.driver.released()?;
+                    return Ok(Some(Event::Resume));
                 }
                 Notice::Leave(reason) => {
                     self.left = Some(reason);
-                    return Some(Event::Leave(reason));
+                    return Ok(Some(Event::Leave(reason)));
                 }
+                // Of the time before this one, or of a drain, which has a type of its own.
                 Notice::Started | Notice::Serving | Notice::Failed(_) | Notice::Exit => {}
             }
         }
-        None
+        Ok(None)
     }
 
     /// Says that exclusive work has ended: the answer to each [`Event::Release`]. The successor owns a moment later.
-    /// Where the release has been called off in the meantime ([`Event::Resume`] follows), this changes nothing.
+    /// Where the release has been called off in the meantime ([`Event::Resume`] follows), this changes nothing. Until one
+    /// of the two has happened, other successors are told to come back later.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io).

@@ -179,6 +179,14 @@ impl Drop for Service {
             let ended = thread.join();
             assert!(thread::panicking() || ended.is_ok(), "the service failed");
         }
+        // What an upgrade started belongs to nobody: it is stopped where it serves.
+        while let Ok(mut owner) = Client::connect(&self.place.socket, PATIENCE) {
+            let stopped = owner.stop().and_then(|()| owner.watch());
+            while stopped.is_ok() && matches!(owner.next(Some(PATIENCE)), Ok(Some(_))) {}
+            if stopped.is_err() {
+                break;
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::lock::{Content, LockDescription, STOPPED};
+use crate::lock::{Content, LockDescription};
 use crate::protocol::predecessor::{Claim, Found};
 use crate::protocol::successor::Lock;
 use crate::shared::SharedFd;
@@ -37,7 +37,7 @@ pub(super) struct Family {
     heir: Option<File>,
     /// This process, as its successors see it.
     pidfd: Option<Arc<OwnedFd>>,
-    /// This process made the control path, and has offered nothing to anybody: it may remove it again.
+    /// This process made the control path, and has neither served nor offered anything: it may remove it again.
     pub(super) founder: bool,
 }
 
@@ -103,7 +103,7 @@ impl Family {
             if !description.bar_takeovers()? || !description.take_owner()? {
                 return Ok(None);
             }
-            let generation = description.read()?.generation + 1;
+            let generation = description.read()?.generation.saturating_add(1);
             description.write(Content { generation, nonce: 0 })?;
             description.leave_takeover()?;
             Ok(Some(generation))
@@ -174,11 +174,14 @@ impl Family {
         if !taken {
             return Ok(Found::Held);
         }
-        let content = lock.read()?;
-        if content.nonce == STOPPED {
-            lock.release_owner()?;
-            return Ok(Found::Left);
-        }
+        let content = match lock.read() {
+            Ok(content) => content,
+            Err(error) => {
+                // Not to be kept by a process that does not know that it has it.
+                lock.release_owner()?;
+                return Err(error);
+            }
+        };
         if shared && content.generation != generation {
             // The successor has owned between the look and the lock, and hands over: the next look is another one.
             lock.release_owner()?;

@@ -132,8 +132,8 @@ impl Driver {
         self.arrived = 0;
         let nonce = loop {
             let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
-            // Both of these mean something else in the lock file.
-            if nonce != 0 && nonce != lock::STOPPED {
+            // 0 in the lock file means that nobody is at it.
+            if nonce != 0 {
                 break nonce;
             }
         };
@@ -359,6 +359,7 @@ impl Driver {
     /// The commit is done and the application is ready: what it bound listens, what it dropped is closed.
     fn serve(&mut self) {
         self.dropped = self.table.drop_unclaimed();
+        self.set_nonblocking();
         if let Err(error) = self.listen_all()
             && self.elder().is_none()
         {
@@ -373,11 +374,24 @@ impl Driver {
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
         }
+        self.family.founder = false;
         self.owner(predecessor::Input::Ready);
         self.watch_folder();
         self.remove_dropped();
         info!("serving: generation {}; {}", self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
+    }
+
+    /// Sets what came in blocking mode to non-blocking: at the commit and not before, since the mode is shared with the
+    /// predecessor, and never back.
+    fn set_nonblocking(&mut self) {
+        for (name, checks) in std::mem::take(&mut self.checks) {
+            let blocking = checks.iter().any(|check| check.check == "non-blocking" && !check.ok);
+            let Some(held) = self.table.get(&name).filter(|_| blocking) else { continue };
+            if let Err(error) = listener::set_nonblocking(held.fd.as_fd()) {
+                log::error!("cannot make {name:?} non-blocking: {error}");
+            }
+        }
     }
 
     /// listen(2) on what is new, and again on what is Unix, so that its clients see this process as their peer.

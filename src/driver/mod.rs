@@ -567,11 +567,11 @@ impl Driver {
             return;
         }
         match &self.predecessor {
-            Some(predecessor) if predecessor.phase() != Phase::Starting => {
+            Some(_) => {
                 info!("asked to stop");
                 self.owner(predecessor::Input::Stop);
             }
-            _ => {
+            None => {
                 let why = crate::error::Refusal::new("cancelled", "the successor was cancelled");
                 self.work.push_back(Work::Successor(successor::Input::Cancel(why)));
                 self.notices.push_back(Notice::Failed(Error::Cancelled));

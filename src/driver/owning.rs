@@ -13,7 +13,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, FOLDER, Key, Notice, unix_ms};
-use crate::error::{Refusal, Who};
+use crate::error::{Error, Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
 use crate::protocol::FAMILY_SLOTS;
@@ -22,7 +22,7 @@ use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::wire::MAX_BODY;
-use crate::{control, listener, lock, sys};
+use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
@@ -136,7 +136,7 @@ impl Driver {
                 Output::Claim(claim) => {
                     let found = self.family.reclaim(claim, self.generation()).unwrap_or_else(|error| {
                         warn!("cannot take the owner lock back: {error}");
-                        predecessor::Found::Held
+                        predecessor::Found::Unknown
                     });
                     self.owner(predecessor::Input::Claimed(found));
                 }
@@ -262,6 +262,7 @@ impl Driver {
                 self.poller.arm(Key::Drain, self.settings.drain_within);
                 Notice::Leave(reason)
             }
+            predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
             predecessor::Notice::Exit => {
                 self.end();
                 Notice::Exit
@@ -338,11 +339,7 @@ impl Driver {
         self.flush_all();
         self.stop_control();
         self.table.clear();
-        if !stopping {
-            return;
-        }
-        self.record(self.generation(), lock::STOPPED);
-        if paths.is_empty() {
+        if !stopping || paths.is_empty() {
             return;
         }
         if let Some(lease) = self.family.is_last(&lock_path(&self.settings.path)) {
@@ -527,7 +524,7 @@ impl Drop for Driver {
         if std::process::id() != self.pid {
             return;
         }
-        let founder = self.family.founder && self.phase == Phase::Starting && self.family.lease.is_some();
+        let founder = self.family.founder && self.family.lease.is_some();
         if founder || self.predecessor.is_none() {
             self.remove_own_paths();
         }

@@ -12,7 +12,7 @@ use super::{Driver, ELDER, Work};
 use crate::control;
 use crate::error::{Error, Refusal, Result};
 use crate::lock::{self, lock_path};
-use crate::manifest::{Check, Entry, Kind};
+use crate::manifest::{Check, Entry};
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::{Message, Wants};
 use crate::protocol::predecessor;
@@ -92,10 +92,6 @@ impl Driver {
                 .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
             self.judge(&entry, &checks)?;
             debug!("received {:?}", entry.name);
-            if entry.kind.listens() || matches!(entry.kind, Kind::Udp | Kind::UnixDatagram) {
-                // Only ever set: the mode is shared with the predecessor.
-                let _ = listener::set_nonblocking(descriptor.as_fd());
-            }
             self.checks.insert(entry.name.clone(), checks);
             self.table.insert(Held::new(entry, Descriptor::Plain(Arc::new(descriptor))));
             self.arrived += 1;
@@ -125,7 +121,7 @@ impl Driver {
     fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<()> {
         let lenient = self.settings.allow_foreign_network_namespace || self.settings.wants == Wants::Rehearsal;
         for check in checks.iter().filter(|check| !check.ok) {
-            // The mode is set on arrival, so a predecessor that forgot it is no reason to stop.
+            // The mode is set at the commit, so a predecessor that forgot it is no reason to stop.
             if check.check == "non-blocking" || (check.check == "network-namespace" && lenient) {
                 continue;
             }

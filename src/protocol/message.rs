@@ -20,7 +20,10 @@ const MAX_REPORTED_BYTES: usize = 16 * 1024;
 const MAX_TEXT: usize = 1024;
 
 /// Cuts a text for people to what may be sent on.
+///
+/// Control characters go: such a text may end up in somebody's terminal.
 pub(crate) fn cut(mut text: String) -> String {
+    text.retain(|character| !character.is_control());
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -336,6 +339,8 @@ impl Message {
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
+            // 0 in the lock file means that nobody is at it.
+            Message::Hello(hello) if hello.nonce == 0 => Err(Fault::Body("hello")),
             Message::Hello(hello) if hello.min_version > hello.max_version => Err(Fault::Body("hello")),
             Message::Entries(list) if list.entries.is_empty() => Err(Fault::Body("entries")),
             Message::Entries(list) if list.entries.iter().any(|entry| check_name(&entry.name).is_err()) => {

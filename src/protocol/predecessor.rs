@@ -53,8 +53,8 @@ pub(crate) enum Found {
     Free(u64),
     /// Another process owns.
     Held,
-    /// Nobody owns: the last one left on purpose, and nobody is to come back for it.
-    Left,
+    /// The kernel did not say, for an error that has nothing to do with who owns.
+    Unknown,
     /// Nobody owns at this moment, and two others are at a takeover: one of them will, unless both are stopped.
     Barred,
 }
@@ -90,6 +90,8 @@ pub(crate) enum Notice {
     Resume,
     /// Stop accepting and drain.
     Leave(Reason),
+    /// A stop was asked for before the application was ready: it will not serve.
+    Cancelled,
     /// Nothing is left to do: exit.
     Exit,
 }
@@ -487,6 +489,8 @@ impl Predecessor {
             (Stage::Released(_) | Stage::Silent(_), Message::Abort(_)) => out.push(Output::Claim(Claim::Shared)),
             (Stage::Released(heir) | Stage::Silent(heir), Message::Owning(_)) => {
                 self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, finish: None };
+                // A stop that was asked for in between has had its way.
+                self.stopping = false;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
                 out.push(Output::Tells(Notice::Leave(Reason::Successor)));
@@ -588,14 +592,6 @@ impl Predecessor {
                 out.push(Output::Close(peer));
                 self.resume(found, self.exclusive, true, out);
             }
-            (Stage::Released(heir) | Stage::Silent(heir), Found::Left) => {
-                // It has owned, without a word, and has left on purpose: so does this process.
-                self.stage = Stage::Leaving { heir: heir.clone(), confirmed: true, finish: None };
-                out.push(Output::LeaveTakeover);
-                out.push(Output::Disarm(Timer::Commit));
-                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
-                out.push(Output::Tells(Notice::Leave(Reason::Successor)));
-            }
             (Stage::Released(heir), _) => {
                 // It lives and owns, or is about to: accept streams, do nothing exclusive, look again each second.
                 self.stage = Stage::Silent(heir.clone());
@@ -609,7 +605,7 @@ impl Predecessor {
             // The link broke after `Owning`, and the heir still holds the lock: it lives, and without a probation
             // nothing but this word was missing.
             (Stage::Leaving { confirmed: false, .. }, _) => self.confirmed(out),
-            (Stage::Leaving { finish, heir, .. }, Found::Held | Found::Left) => {
+            (Stage::Leaving { finish, heir, .. }, Found::Held) => {
                 let Some((forced, in_flight)) = *finish else { return };
                 let peer = heir.peer;
                 out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
@@ -629,7 +625,7 @@ impl Predecessor {
                 self.patience = Patience::Tried;
                 out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
             }
-            (Found::Barred, _) | (_, Patience::Rested) => {}
+            (Found::Barred | Found::Unknown, _) | (_, Patience::Rested) => {}
             _ => {
                 self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
@@ -649,7 +645,11 @@ impl Predecessor {
 
     fn stop(&mut self, out: &mut Vec<Output>) {
         match &self.stage {
-            Stage::Starting | Stage::Serving => self.enter_stopping(out),
+            Stage::Starting => {
+                self.stage = Stage::Gone;
+                out.push(Output::Tells(Notice::Cancelled));
+            }
+            Stage::Serving => self.enter_stopping(out),
             Stage::HandingOver(_, Step::Releasing) | Stage::Released(_) | Stage::Silent(_) => self.stopping = true,
             Stage::HandingOver(..) => {
                 self.stopping = true;
@@ -709,7 +709,7 @@ impl Predecessor {
     fn resume(&mut self, found: u64, told: bool, joined: bool, out: &mut Vec<Output>) {
         if found != self.generation {
             // Somebody owned in between: a change of owner, and the number never goes back.
-            self.generation = found + 1;
+            self.generation = found.saturating_add(1);
         }
         for timer in [Timer::Commit, Timer::Probe] {
             out.push(Output::Disarm(timer));

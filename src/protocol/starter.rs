@@ -127,6 +127,8 @@ impl Starter {
         match (self.stage, input) {
             (Stage::Connecting, Input::Connected) => {
                 self.stage = Stage::Joined;
+                // Somebody listens: whether he answers is for the handshake's deadline to say.
+                self.rest(out);
                 out.push(Output::Join);
             }
             (Stage::Connecting, Input::Unreachable | Input::Full) | (Stage::Joined, Input::NotServed) => {
@@ -150,8 +152,7 @@ impl Starter {
             }
             (Stage::Leasing, Input::Lease(Lease::Busy { owned })) => {
                 if owned {
-                    out.push(Output::Disarm(Timer::Orphan));
-                    self.orphan_armed = false;
+                    self.rest(out);
                 } else if !self.orphan_armed {
                     out.push(Output::Arm(Timer::Orphan, self.orphan));
                     self.orphan_armed = true;
@@ -225,6 +226,13 @@ impl Starter {
         }
         self.stage = Stage::Pausing;
         out.push(Output::Arm(Timer::Retry, pause));
+    }
+
+    /// The family is not without an owner, or not known to be.
+    fn rest(&mut self, out: &mut Vec<Output>) {
+        if std::mem::take(&mut self.orphan_armed) {
+            out.push(Output::Disarm(Timer::Orphan));
+        }
     }
 
     /// What passing the deadline means: the last attempt tells.

@@ -153,6 +153,8 @@ pub(crate) struct Successor {
     link: bool,
     died: bool,
     ready: bool,
+    /// The predecessor has called the takeover off.
+    called_off: Option<Refusal>,
     predecessor: Who,
     generation: u64,
 }
@@ -169,6 +171,7 @@ impl Successor {
             link: true,
             died: false,
             ready: false,
+            called_off: None,
             predecessor: Who::default(),
             generation: 0,
         };
@@ -264,6 +267,14 @@ impl Successor {
             // What a drain tells is for the status; the driver reads it.
             (Stage::Owner, Message::Draining(_) | Message::Bye(_)) => {}
             (Stage::Owner, _) => {}
+            // What it sent before it died may be read long afterwards, by a process that was stopped meanwhile and has
+            // the last copies now: the lock tells. A stop on purpose is none of that.
+            (Stage::WarmingUp { .. } | Stage::Waiting { .. } | Stage::Taking { .. }, Message::Abort(Abort(why)))
+                if self.wants == Wants::Takeover && why.code != "stopping" =>
+            {
+                self.called_off = Some(why);
+                self.take(out);
+            }
             (_, Message::Abort(Abort(why))) => self.fail(Failure::GaveUp(why), out),
             (_, message) => {
                 let what = format!("{} out of order", message.word());
@@ -422,9 +433,12 @@ impl Successor {
 
     fn locked(&mut self, lock: Lock, out: &mut Vec<Output>) {
         match (lock, &self.stage) {
-            (Lock::Taken, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
+            (
+                Lock::Taken,
+                Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Waiting { .. } | Stage::Taking { .. },
+            ) => {
                 let whole = !matches!(self.stage, Stage::Receiving { .. });
-                for timer in [Timer::Handshake, Timer::Commit, Timer::Probe] {
+                for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
                     out.push(Output::Disarm(timer));
                 }
                 out.push(Output::Record { generation: self.generation });
@@ -438,6 +452,11 @@ impl Successor {
                     out.push(Output::Tells(Notice::Received { whole }));
                 }
                 out.push(Output::Tells(Notice::Owner { cold: !self.ready }));
+            }
+            (Lock::Busy, _) if self.called_off.is_some() => {
+                if let Some(why) = self.called_off.take() {
+                    self.fail(Failure::GaveUp(why), out);
+                }
             }
             (Lock::Busy, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
                 out.push(Output::Arm(Timer::Probe, self.probe));

@@ -28,9 +28,9 @@ pub(crate) struct Follow {
     path: PathBuf,
     client: Option<Client>,
     /// The process that was watched before, while it still lives: it drains.
-    last: Option<(u32, Client)>,
+    last: Option<(Teller, Client)>,
     /// As which process the connection of the moment has told of itself.
-    heard: Option<u32>,
+    heard: Option<Teller>,
     /// Not to be connected to before.
     not_before: Option<Instant>,
 }
@@ -67,10 +67,10 @@ impl Follow {
             };
             match client.next(Some(Duration::ZERO)) {
                 Ok(Some(status)) => {
-                    self.heard = Some(status.pid);
+                    self.heard = Some(teller(&status));
                     if status.phase == Phase::Draining {
                         // Somebody else owns, and will answer the next connection.
-                        self.last = self.client.take().map(|client| (status.pid, client));
+                        self.last = self.client.take().map(|client| (teller(&status), client));
                     }
                     return Ok(Some(News::Status(status)));
                 }
@@ -86,6 +86,13 @@ impl Follow {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The status of the owner, over a connection for which `peer_pid` is true: made after that owner has answered.
+    pub(crate) fn known_owner(&mut self, within: Duration) -> Result<Status, Error> {
+        self.owner(within)?;
+        self.reconnect();
+        self.owner(within)
     }
 
     /// Connects anew before the next news.
@@ -123,14 +130,15 @@ impl Follow {
 
     /// The owner's pid as the kernel tells it, translated to this pid namespace; `None` where it cannot be seen.
     ///
-    /// Each owner listens again on the control socket, and the credentials on the connecting side are those of listen(2).
+    /// Each owner listens again on the control socket, and the credentials on the connecting side are those of the last
+    /// listen(2) before the connection was made: perhaps of an owner before this one.
     pub(crate) fn peer_pid(&self) -> Option<i32> {
         let credentials = getsockopt(self.client.as_ref()?, sockopt::PeerCredentials).ok()?;
         Some(credentials.pid()).filter(|pid| *pid > 0)
     }
 
-    /// Whether a process that has told of itself as `pid` still holds its end of a connection.
-    pub(crate) fn is_linked_to(&mut self, pid: u32) -> bool {
+    /// Whether the process that once told this status still holds its end of a connection.
+    pub(crate) fn is_linked_to(&mut self, status: &Status) -> bool {
         let open = |client: &mut Client| loop {
             match client.next(Some(Duration::ZERO)) {
                 Ok(Some(_)) => {}
@@ -138,10 +146,18 @@ impl Follow {
                 Err(_) => return false,
             }
         };
-        let now = self.client.as_mut().filter(|_| self.heard == Some(pid));
-        let before = self.last.as_mut().filter(|(last, _)| *last == pid).map(|(_, client)| client);
+        let teller = teller(status);
+        let now = self.client.as_mut().filter(|_| self.heard == Some(teller));
+        let before = self.last.as_mut().filter(|(last, _)| *last == teller).map(|(_, client)| client);
         now.into_iter().chain(before).any(open)
     }
+}
+
+/// Who told a status: its pid alone is not enough, because in containers each version is pid 1.
+type Teller = (u32, u64);
+
+fn teller(status: &Status) -> Teller {
+    (status.pid, status.generation)
 }
 
 /// Whether this process answers as the owner: who drains has one after it.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
-use crate::follow::{self, Follow, News, PATIENCE, is_ready, owns};
+use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
 use crate::json;
 use crate::printer::Printer;
 use crate::program;
@@ -37,18 +37,19 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
     program::check(program)?;
     // Watched from before the start on: no step goes by unseen.
     let mut follow = Follow::new(&socket);
-    let from = follow.owner(PATIENCE.min(within)).map_err(|error| match error {
+    let from = follow.known_owner(PATIENCE.min(within)).map_err(|error| match error {
         Error::Nobody { .. } => {
             Failure::from(error).hint("nothing to upgrade: start the first version directly, without ctl")
         }
         error => error.into(),
     })?;
+    let from_peer = follow.peer_pid();
     let log = Log::open(&args.log.clone().unwrap_or_else(|| beside(&socket)))?;
     // Before there is a second thread, that of the spinner.
     let signals = Signals::take()?;
     let steps = Steps::begin(printer);
     let session = Session::start(&args.command, &socket, &log)?;
-    Upgrade { socket, from, log, signals, follow, steps, session, doubted: false, printer }.run(within)
+    Upgrade { socket, from, log, signals, follow, steps, session, from_peer, doubted: None, printer }.run(within)
 }
 
 /// The log where no other was asked for.
@@ -66,8 +67,10 @@ struct Upgrade {
     follow: Follow,
     steps: Steps,
     session: Session,
-    /// A status came over a connection that may be older than the owner that it tells of; the next one does not.
-    doubted: bool,
+    /// The old one, as the kernel knows it.
+    from_peer: Option<i32>,
+    /// The generation for which a newer connection was made, to know who that is.
+    doubted: Option<u64>,
     printer: Printer,
 }
 
@@ -82,11 +85,15 @@ enum Over {
     Broken(Error),
 }
 
-/// Whether a process is what was started here.
+/// What an owner is to this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ours {
-    Yes,
-    No,
+enum Whose {
+    /// It was started here.
+    Ours,
+    /// It owned before: a takeover came to nothing, and it has a new generation for it.
+    Old,
+    /// Somebody else's.
+    Another,
     /// It lives in another pid namespace, as in a container: no number can tell.
     Unknown,
 }
@@ -100,7 +107,7 @@ impl Upgrade {
             }
             let turn = match self.follow.news() {
                 Ok(Some(News::Status(status))) => match self.judge(&status) {
-                    Some(Ours::No) => return self.give_up(Over::Overtaken),
+                    Some(Whose::Another) => return self.give_up(Over::Overtaken),
                     Some(_) if is_ready(&status) => return self.done(&status),
                     _ => {
                         self.steps.see(&status);
@@ -130,26 +137,29 @@ impl Upgrade {
         self.session.reap().map(Over::Ended).or(over)
     }
 
-    /// Whose the service is since this began; `None` where it is still the old one's.
-    fn judge(&mut self, status: &Status) -> Option<Ours> {
-        let ours = self.owner_since(status, self.follow.peer_pid())?;
-        if ours == Ours::Unknown && !self.doubted {
-            self.doubted = true;
+    /// Whose the service is since this began; `None` where it is the old one's, as it was or again.
+    fn judge(&mut self, status: &Status) -> Option<Whose> {
+        let whose = self.owner_since(status, self.follow.peer_pid())?;
+        // Who listens is told as it was when the connection was made: a newer one knows better.
+        let sure = matches!(whose, Whose::Ours | Whose::Another) || self.doubted == Some(status.generation);
+        if !sure {
+            self.doubted = Some(status.generation);
             self.follow.reconnect();
-            return None;
         }
-        Some(ours)
+        Some(whose).filter(|whose| sure && *whose != Whose::Old)
     }
 
-    fn owner_since(&self, status: &Status, peer: Option<i32>) -> Option<Ours> {
-        // A process that resumes after a takeover that came to nothing has a new generation, too.
-        if !owns(status) || status.generation <= self.from.generation || status.pid == self.from.pid {
+    /// `None` where nobody has taken the service over.
+    fn owner_since(&self, status: &Status, peer: Option<i32>) -> Option<Whose> {
+        if !owns(status) || status.generation <= self.from.generation {
             return None;
         }
         Some(match peer {
-            Some(peer) if self.session.has(peer) => Ours::Yes,
-            Some(peer) if peer == status.pid as i32 => Ours::No,
-            _ => Ours::Unknown,
+            Some(peer) if self.session.has(peer) => Whose::Ours,
+            // Not by what it says of itself: in containers each version is pid 1.
+            Some(_) if peer == self.from_peer => Whose::Old,
+            Some(peer) if peer == status.pid as i32 => Whose::Another,
+            _ => Whose::Unknown,
         })
     }
 
@@ -183,16 +193,16 @@ impl Upgrade {
         if !matches!(over, Over::Ended(_) | Over::Overtaken) {
             // The last moment for a last look: from here on a takeover is called off.
             let mut fresh = Follow::new(&self.socket);
-            match fresh.owner(PATIENCE) {
+            match fresh.known_owner(PATIENCE) {
                 Ok(status) => match self.owner_since(&status, fresh.peer_pid()) {
-                    Some(Ours::No) | None => {}
+                    Some(Whose::Another | Whose::Old) | None => {}
                     Some(_) if is_ready(&status) => return self.done(&status),
                     // Its predecessor is dead: without it there would be no service at all.
                     Some(_) => return Err(self.unknown(&over, "the new one owns the service, and is not ready")),
                 },
                 Err(Error::Nobody { .. }) => {}
                 // To end the only process that may own would be worse than not to know.
-                Err(_) if !self.follow.is_linked_to(self.from.pid) => {
+                Err(_) if !self.follow.is_linked_to(&self.from) => {
                     return Err(self.unknown(&over, "nobody answers, and it may be the new one that owns"));
                 }
                 Err(_) => {}
@@ -210,11 +220,19 @@ impl Upgrade {
             tail.iter().for_each(|line| self.printer.line(&clean(line)));
             self.printer.line("---");
         }
-        let (exit, truth) = match follow::ask(&self.socket, TAKE_BACK) {
-            Ok(now) if now.pid == self.from.pid => {
-                (FAILED, format!("the old one, {}, still serves", who(now.pid, &now.app_version)))
+        let mut fresh = Follow::new(&self.socket);
+        let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
+            Ok(now) => {
+                let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
+                let name = who(now.pid, &now.app_version);
+                let name = if is_old { format!("the old one, {name},") } else { name };
+                let does = match now.phase {
+                    _ if is_old && is_ready(&now) => "still serves".to_owned(),
+                    _ if is_ready(&now) => format!("serves as generation {}", now.generation),
+                    phase => format!("owns the service, phase {phase}"),
+                };
+                (FAILED, format!("{name} {does}"))
             }
-            Ok(now) => (FAILED, format!("{} serves as generation {}", who(now.pid, &now.app_version), now.generation)),
             Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
             Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
         };
@@ -249,7 +267,7 @@ impl Over {
 impl fmt::Display for Over {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Over::Ended(how) => write!(f, "the new one {how} before it owned the service"),
+            Over::Ended(how) => write!(f, "the new one {how} before it served"),
             Over::Overtaken => f.write_str("another process took the service over first"),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),

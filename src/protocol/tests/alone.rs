@@ -204,7 +204,7 @@ proptest! {
                             let found = match answers.next() {
                                 Some(0) => Found::Held,
                                 Some(1) => Found::Barred,
-                                Some(4) => Found::Left,
+                                Some(4) => Found::Unknown,
                                 answer => {
                                     locked = true;
                                     generation += u64::from(answer == Some(3));

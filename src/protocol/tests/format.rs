@@ -519,32 +519,3 @@ fn a_report_with_the_longest_names_fits_a_frame() {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
-
-/// Prints the vectors as they belong into `wire.md`, for whoever adds a message. Those that are there never change.
-#[test]
-#[ignore = "prints, tests nothing"]
-#[allow(clippy::print_stdout, reason = "that is its use")]
-fn print_vectors() {
-    let written = vectors();
-    for (name, message) in samples() {
-        let optional = name == "unknown-optional";
-        let body = if optional { vec![0x80] } else { message.body() };
-        let descriptors = if let Message::Descriptors(count) = message { count } else { 0 };
-        // A new one is taken for the first of its stream.
-        let sequence = written.get(name).map_or(0, |bytes| frame(bytes).header.sequence);
-        let header = Header {
-            kind: message.kind(),
-            flags: if optional { OPTIONAL } else { 0 },
-            descriptors,
-            body: body.len() as u32,
-            sequence,
-        };
-        let header = hex(&header.encode());
-        let parts = [0..8, 8..10, 10..12, 12..16, 16..24, 24..32].map(|part| &header[part]);
-        println!("```hex\n{name}\n{}", parts.join(" "));
-        for line in body.chunks(40) {
-            println!("{}", line.chunks(4).map(hex).collect::<Vec<_>>().join(" "));
-        }
-        println!("```");
-    }
-}

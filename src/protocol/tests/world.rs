@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::error::{Refusal, Who};
-use crate::lock::STOPPED;
 use crate::manifest::{Entry, FileIdentity, Kind};
 use crate::protocol::message::{Entries, Message, Ready, Wants};
 use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Reason};
@@ -950,14 +949,8 @@ impl World {
                     predecessor::Notice::Release => Note::Release,
                     predecessor::Notice::Resume => Note::Resume,
                     predecessor::Notice::Leave(reason) => Note::Leave(reason),
-                    predecessor::Notice::Exit => {
-                        let stopping =
-                            process.predecessor.as_ref().is_some_and(|owner| owner.phase() == Phase::Stopping);
-                        if stopping && self.file.owner == Some(pid) {
-                            self.write(pid, self.file.generation, STOPPED);
-                        }
-                        Note::Exit
-                    }
+                    predecessor::Notice::Cancelled => Note::Exit,
+                    predecessor::Notice::Exit => Note::Exit,
                 };
                 self.note(pid, note);
             }
@@ -987,10 +980,6 @@ impl World {
         }
         if !self.lock_owner(pid) {
             return Found::Held;
-        }
-        if self.file.nonce == STOPPED {
-            self.file.owner = None;
-            return Found::Left;
         }
         Found::Free(self.file.generation)
     }
