@@ -53,7 +53,7 @@ impl Client {
     /// Asks for a status.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::Deadline`], [`Error::LinkLost`], [`Error::Misbehaved`].
+    /// [`Error::Refused`], [`Error::Deadline`], [`Error::HungUp`], [`Error::Misbehaved`].
     pub fn status(&mut self) -> Result<Status> {
         self.ask(Question::Status)?;
         self.next(Some(self.timeout))?.ok_or(Error::Deadline { waiting_for: "a status", after: self.timeout })
@@ -70,7 +70,7 @@ impl Client {
     /// The next status of a watch; `None` where `within` passed without one. Without a limit it waits.
     ///
     /// # Errors
-    /// [`Error::LinkLost`] where the process that was watched is gone; otherwise as for [`status`](Client::status).
+    /// [`Error::HungUp`] where the process that was watched is gone; otherwise as for [`status`](Client::status).
     pub fn next(&mut self, within: Option<Duration>) -> Result<Option<Status>> {
         let end = within.map(|within| Instant::now() + within);
         loop {
@@ -129,7 +129,7 @@ impl Client {
                     return Message::decode(&frame).map_err(|fault| Error::Misbehaved(fault.to_string()));
                 }
                 Incoming::Blocked => self.wait(PollFlags::POLLIN, end)?,
-                Incoming::End => return Err(Error::LinkLost),
+                Incoming::End => return Err(Error::HungUp),
                 Incoming::Fault(what) => return Err(Error::Misbehaved(what)),
                 Incoming::NoRoom => return Err(Error::Misbehaved("descriptors where none belong".to_owned())),
             }

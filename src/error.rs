@@ -156,6 +156,8 @@ pub enum Error {
     Superseded,
     /// The connection to the predecessor broke, and the predecessor lives and serves.
     LinkLost,
+    /// The process at the other end closed the connection of a control client, or is gone.
+    HungUp,
     /// A wait came to its end. The predecessor, if there is one, still serves.
     Deadline {
         /// What was waited for.
@@ -273,6 +275,7 @@ impl Error {
             Error::Refused(refusal) | Error::GaveUp(refusal) => &refusal.code,
             Error::Superseded => "superseded",
             Error::LinkLost => "link-lost",
+            Error::HungUp => "hung-up",
             Error::Deadline { .. } => "deadline",
             Error::Nobody { .. } => "nobody",
             Error::Orphaned { .. } => "orphaned",
@@ -364,6 +367,7 @@ impl fmt::Display for Error {
             Error::Refused(refusal) => write!(f, "the owner refused: {refusal}; it still serves"),
             Error::GaveUp(refusal) => write!(f, "the predecessor gave up: {refusal}; it still serves"),
             Error::Superseded => f.write_str("another process took the service over first"),
+            Error::HungUp => f.write_str("the process at the control socket closed the connection"),
             Error::LinkLost => f.write_str("the connection to the predecessor broke while it lives; it still serves"),
             Error::Deadline { waiting_for, after } => {
                 write!(f, "waited {} for {waiting_for} in vain", seconds(*after))

@@ -65,6 +65,10 @@ impl Drop for Lease {
 /// Its descriptor becomes readable when there is something to do: then call [`process`](Serving::process) until it
 /// gives `None`. An idle owner wakes for nothing.
 ///
+/// A child that was forked without `exec` shares descriptors and lock with its parent, and keeps both alive: it drops
+/// this value, which closes its copies and does nothing else. Every call on it in such a child is
+/// [`Error::Forked`](crate::Error::Forked).
+///
 /// Dropping it closes control socket and listeners without a word. [`drain`](Serving::drain) is the end that nobody
 /// notices.
 #[derive(Debug)]

@@ -4,11 +4,12 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor.
+//! the outputs of the predecessor; `peers` has the connections of all three.
 
 mod family;
 mod joining;
 mod owning;
+mod peers;
 mod receiving;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -23,14 +24,14 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
-use crate::connection::{Connection, Flush, Incoming};
+use crate::connection::Connection;
 use crate::control::Policy;
 use crate::error::{Error, Result, Who};
 use crate::fdpass::Receiver;
 use crate::manifest::{Check, Entry};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
-use crate::protocol::message::{Message, Wants, cut};
+use crate::protocol::message::{Wants, cut};
 use crate::protocol::predecessor::{self, Peer, Predecessor, Reason};
 use crate::protocol::starter::{self, Starter};
 use crate::protocol::successor::{self, Successor};
@@ -355,209 +356,6 @@ impl Driver {
             Key::Accept => self.accept(),
             // The drain itself looks at whether its deadline is still armed.
             Key::Drain => {}
-        }
-    }
-
-    /// Takes a connection in: registers it and gives it a number.
-    fn add_peer(&mut self, stream: UnixStream, pidfd: Option<OwnedFd>) -> Result<Peer> {
-        let peer = self.next_peer;
-        self.next_peer += 1;
-        let token = FIRST_PEER + 2 * peer as usize;
-        let watch = |error| Error::io("watch a control connection", error);
-        self.poller.watch(stream.as_fd(), token, Interest::READABLE | Interest::WRITABLE).map_err(watch)?;
-        if let Some(pidfd) = &pidfd {
-            self.poller.watch(pidfd.as_fd(), token + 1, Interest::READABLE).map_err(watch)?;
-        }
-        self.connections.insert(peer, Connection::new(stream, pidfd));
-        Ok(peer)
-    }
-
-    /// Closes a connection now. The pidfd of a successor is kept: its death matters as long as this process drains.
-    fn forget_peer(&mut self, peer: Peer) {
-        self.poller.disarm(Key::Peer(peer));
-        self.poller.disarm(Key::Crowded(peer));
-        self.offered.remove(&peer);
-        let Some(mut connection) = self.connections.remove(&peer) else { return };
-        self.poller.forget(connection.stream().as_fd());
-        let Some(pidfd) = connection.pidfd.take() else { return };
-        if self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_leaving_to(peer)) {
-            self.heir_pidfd = Some((peer, pidfd));
-        } else {
-            self.poller.forget(pidfd.as_fd());
-        }
-    }
-
-    /// Reads and routes what a peer has sent, and writes what waits for it.
-    fn talk(&mut self, peer: Peer) {
-        self.flush(peer);
-        for _ in 0..FRAMES_IN_A_TURN {
-            let Some(connection) = self.connections.get_mut(&peer) else { return };
-            if connection.closing && Some(peer) != self.link {
-                return;
-            }
-            if connection.is_writing() && self.is_client(peer) {
-                // One answer at a time: who asks and does not read must not fill the memory. What he has sent waits in
-                // his socket, and the end of the writing is an event that brings us back.
-                return;
-            }
-            let Some(connection) = self.connections.get_mut(&peer) else { return };
-            match connection.read(&mut self.receiver) {
-                Incoming::Frame(frame, descriptors) => match Message::decode(&frame) {
-                    Ok(message) => {
-                        debug!("{} from peer {peer}", message.word());
-                        self.route(peer, message, descriptors);
-                    }
-                    Err(fault) => self.fault(peer, fault.to_string()),
-                },
-                Incoming::Blocked => return,
-                Incoming::End => return self.ended(peer),
-                Incoming::Fault(what) => return self.fault(peer, what),
-                Incoming::NoRoom => return self.no_room(peer),
-            }
-            // Each message is acted on before the next is read: an offer decides what the next one means.
-            if self.run().is_err() {
-                return;
-            }
-        }
-        self.unread.insert(peer);
-    }
-
-    fn route(&mut self, peer: Peer, message: Message, descriptors: Vec<OwnedFd>) {
-        if Some(peer) == self.link {
-            return self.hear_predecessor(message, descriptors);
-        }
-        if let Message::Descriptors(_) = message {
-            return self.fault(peer, "descriptors where none belong".to_owned());
-        }
-        // A client that says nothing more is closed; those that may be silent are exempted by what comes of the message.
-        self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-        self.owner(predecessor::Input::Message(peer, message));
-    }
-
-    fn fault(&mut self, peer: Peer, what: String) {
-        if Some(peer) == self.link {
-            self.work.push_back(Work::Successor(successor::Input::Fault(what)));
-        } else {
-            info!("a control client broke the protocol: {what}");
-            self.owner(predecessor::Input::Fault(peer, what));
-        }
-    }
-
-    /// The stream is at its end, and everything in it has been read.
-    fn ended(&mut self, peer: Peer) {
-        self.forget_peer(peer);
-        if Some(peer) == self.link {
-            self.link = None;
-            self.work.push_back(Work::Successor(successor::Input::LinkLost));
-        } else {
-            self.owner(predecessor::Input::Gone(peer));
-        }
-    }
-
-    /// A pidfd became readable: its process is dead. What it had sent is read first.
-    fn peer_died(&mut self, peer: Peer) {
-        if self.connections.contains_key(&peer) {
-            self.talk(peer);
-            let _ = self.run();
-        }
-        if let Some((_, pidfd)) = self.heir_pidfd.take_if(|(heir, _)| *heir == peer) {
-            self.poller.forget(pidfd.as_fd());
-        }
-        self.owner(predecessor::Input::Died(peer));
-    }
-
-    /// Queues a message, if that connection is still there.
-    fn send(&mut self, peer: Peer, message: &Message) {
-        if let Some(connection) = self.connections.get_mut(&peer)
-            && !connection.closing
-        {
-            debug!("{} to peer {peer}", message.word());
-            connection.send(message);
-        }
-    }
-
-    /// Closes a connection once everything that was said is written.
-    fn close_after_writing(&mut self, peer: Peer) {
-        if let Some(connection) = self.connections.get_mut(&peer) {
-            connection.closing = true;
-            // It may read nothing; then it is closed all the same.
-            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-        }
-    }
-
-    fn flush_all(&mut self) {
-        let waiting: Vec<Peer> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.is_writing() || connection.closing || connection.stale)
-            .map(|(peer, _)| *peer)
-            .collect();
-        for peer in waiting {
-            self.flush(peer);
-        }
-    }
-
-    fn flush(&mut self, peer: Peer) {
-        let client = self.is_client(peer);
-        let Some(connection) = self.connections.get_mut(&peer) else { return };
-        let before = connection.unwritten();
-        let flushed = connection.flush();
-        let progress = connection.unwritten() < before;
-        match flushed {
-            Flush::Empty if connection.closing => {
-                let link = Some(peer) == self.link;
-                self.forget_peer(peer);
-                if link {
-                    self.link = None;
-                }
-            }
-            Flush::Empty if std::mem::take(&mut connection.stale) => self.tell(peer),
-            Flush::Empty => {
-                if connection.watch {
-                    // Who watches may be silent for ever, as long as he reads.
-                    self.poller.disarm(Key::Peer(peer));
-                }
-            }
-            Flush::Blocked if client => {
-                // Whoever reads nothing for that long is closed.
-                if progress || self.poller.deadline(Key::Peer(peer)).is_none() {
-                    self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-                }
-            }
-            Flush::Blocked => {
-                // A long manifest on its way is no silence of the successor.
-                let key = Key::Predecessor(Timer::Handshake);
-                if progress && self.poller.deadline(key).is_some() {
-                    self.poller.arm(key, self.settings.deadlines.handshake);
-                }
-            }
-            Flush::Crowded => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
-            // Not the end yet: what the peer had said before it broke is still to be read, and the reader finds the end.
-            Flush::Broken if connection.closing && Some(peer) != self.link => self.forget_peer(peer),
-            Flush::Broken => self.read_to_the_end(peer),
-        }
-    }
-
-    /// Whether a peer only asks: neither the predecessor nor somebody who takes over or rehearses.
-    fn is_client(&self, peer: Peer) -> bool {
-        Some(peer) != self.link && !self.offered.contains_key(&peer)
-    }
-
-    /// Lets the next round read a connection whose other side is gone.
-    fn read_to_the_end(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(&peer) else { return };
-        connection.discard_outgoing();
-        loop {
-            let Some(connection) = self.connections.get_mut(&peer) else { return };
-            match connection.read(&mut self.receiver) {
-                Incoming::Frame(frame, descriptors) => match Message::decode(&frame) {
-                    Ok(message) => self.route(peer, message, descriptors),
-                    Err(fault) => return self.fault(peer, fault.to_string()),
-                },
-                Incoming::Blocked | Incoming::End => return self.ended(peer),
-                Incoming::Fault(what) => return self.fault(peer, what),
-                Incoming::NoRoom => return self.no_room(peer),
-            }
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod starter;
 pub(crate) mod successor;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::time::Duration;
 

@@ -7,17 +7,13 @@
 use std::time::Duration;
 
 use super::message::{Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, VERSIONS, Wants, cut};
+use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::error::{Refusal, Who};
 use crate::status::Phase;
-use crate::wire::MAX_DESCRIPTORS;
 
 /// One connection on the control socket, by a number that is never used again.
 pub(crate) type Peer = u64;
-
-/// How many descriptor frames may be under way without an `Ack`: unix(7) counts descriptors in flight per user against
-/// the sender's soft limit (`ETOOMANYREFS`), and 2 * 253 fits the common one of 1,024.
-const WINDOW: u32 = 2 * MAX_DESCRIPTORS as u32;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -137,14 +133,6 @@ pub(crate) enum Output {
     Tells(Notice),
     Arm(Timer, Duration),
     Disarm(Timer),
-}
-
-/// Descriptors on their way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Transfer {
-    total: u32,
-    sent: u32,
-    acked: u32,
 }
 
 /// How far a takeover is before its release.
@@ -442,7 +430,7 @@ impl Predecessor {
                     let why = Refusal::new("no-room", "the successor has too little room for descriptors");
                     return self.abort(why, out);
                 }
-                let mut transfer = Transfer { total, sent: 0, acked: 0 };
+                let mut transfer = Transfer::of(total);
                 pump(peer, &mut transfer, out);
                 *step = Step::Sending(transfer);
                 out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
@@ -451,11 +439,10 @@ impl Predecessor {
                 let Step::Sending(transfer) = step else {
                     return self.fault(peer, "ack out of order".to_owned(), out);
                 };
-                if ack.descriptors <= transfer.acked || ack.descriptors > transfer.sent {
+                if !transfer.acknowledge(ack.descriptors) {
                     return self.fault(peer, "ack of something that was not sent".to_owned(), out);
                 }
-                transfer.acked = ack.descriptors;
-                if transfer.acked < transfer.total {
+                if !transfer.is_done() {
                     pump(peer, transfer, out);
                     out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
                 } else {
@@ -737,15 +724,16 @@ impl Predecessor {
         let Some(rehearsal) = &mut self.rehearsal else { return };
         match (&mut rehearsal.transfer, message) {
             (None, Message::Room(room)) if room.descriptors >= self.entries => {
-                let mut transfer = Transfer { total: self.entries, sent: 0, acked: 0 };
+                let mut transfer = Transfer::of(self.entries);
                 pump(peer, &mut transfer, out);
                 rehearsal.transfer = Some(transfer);
             }
-            (Some(transfer), Message::Ack(ack))
-                if ack.descriptors > transfer.acked && ack.descriptors <= transfer.sent =>
-            {
-                transfer.acked = ack.descriptors;
-                pump(peer, transfer, out);
+            (Some(transfer), Message::Ack(ack)) => {
+                if transfer.acknowledge(ack.descriptors) {
+                    pump(peer, transfer, out);
+                } else {
+                    self.fault(peer, "ack of something that was not sent".to_owned(), out);
+                }
             }
             (_, Message::Abort(_)) => {
                 out.push(Output::Close(peer));
@@ -797,12 +785,7 @@ impl Predecessor {
 
 /// Sends as many descriptors as the window allows.
 fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
-    while transfer.sent < transfer.total {
-        let count = (transfer.total - transfer.sent).min(u32::from(MAX_DESCRIPTORS)) as u16;
-        if transfer.sent + u32::from(count) - transfer.acked > WINDOW {
-            return;
-        }
-        out.push(Output::SendDescriptors { peer, first: transfer.sent, count });
-        transfer.sent += u32::from(count);
+    while let Some((first, count)) = transfer.next() {
+        out.push(Output::SendDescriptors { peer, first, count });
     }
 }

@@ -77,7 +77,7 @@ impl Follow {
                 Ok(None) => return Ok(None),
                 // The process is gone, and another may have the service. One that hangs up without a word is no reason
                 // to try again at once.
-                Err(Error::LinkLost | Error::Io { .. }) => {
+                Err(Error::HungUp | Error::Io { .. }) => {
                     self.client = None;
                     if self.heard.is_none() {
                         self.pause();

@@ -28,7 +28,7 @@ pub(crate) fn run(global: &Global, printer: Printer) -> Result<ExitCode, Failure
         match begin(socket, within) {
             Ok(begun) => break begun,
             // It left before it could answer: whoever comes after it is asked, if there is anybody.
-            Err(Error::LinkLost) if Instant::now() < until => {
+            Err(Error::HungUp) if Instant::now() < until => {
                 follow::wait(&mut [], Some(Instant::now() + PAUSE))?;
             }
             Err(error) => return Err(unknown(error)),
@@ -47,7 +47,7 @@ pub(crate) fn run(global: &Global, printer: Printer) -> Result<ExitCode, Failure
                 }
             }
             Ok(None) => return Err(still_leaving(within, &last)),
-            Err(Error::LinkLost) => break,
+            Err(Error::HungUp) => break,
             Err(error) => return Err(unknown(error)),
         }
     }
