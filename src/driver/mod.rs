@@ -7,10 +7,12 @@
 //! the outputs of the predecessor; `peers` has the connections of all three.
 
 mod family;
+mod folder;
 mod joining;
 mod owning;
 mod peers;
 mod receiving;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

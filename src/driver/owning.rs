@@ -3,31 +3,28 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
-use mio::Interest;
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{SockFlag, accept4};
 
-use super::{ACCEPT_PAUSE, Driver, FOLDER, Key, Notice, unix_ms};
-use crate::error::{Error, Refusal, Who};
+use super::{ACCEPT_PAUSE, Driver, Key, Notice};
+use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
 use crate::protocol::FAMILY_SLOTS;
-use crate::protocol::message::{Entries, Listeners, Message};
+use crate::protocol::message::{Entries, Message};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
-use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
+use crate::status::Phase;
 use crate::wire::MAX_BODY;
 use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
 /// How many entries or listeners go into one frame, where they fit.
-const PER_FRAME: usize = 200;
+pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
     /// Takes all connections that wait on the control socket.
@@ -161,7 +158,7 @@ impl Driver {
         }
     }
 
-    fn stop_control(&mut self) {
+    pub(super) fn stop_control(&mut self) {
         if let Some(control) = &self.family.control
             && self.family.accepting
         {
@@ -219,7 +216,7 @@ impl Driver {
     }
 
     /// Sends a list in one frame, or in two halves where it is too long for one.
-    fn send_part<T>(&mut self, peer: Peer, part: &[T], message: &dyn Fn(&[T]) -> Message) {
+    pub(super) fn send_part<T>(&mut self, peer: Peer, part: &[T], message: &dyn Fn(&[T]) -> Message) {
         let whole = message(part);
         if part.len() > 1 && whole.body().len() > MAX_BODY {
             let (front, back) = part.split_at(part.len() / 2);
@@ -327,7 +324,7 @@ impl Driver {
     }
 
     /// The phase at this very moment.
-    fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         self.predecessor.as_ref().map_or(Phase::Starting, predecessor::Predecessor::phase)
     }
 
@@ -360,150 +357,6 @@ impl Driver {
             warn!("cannot prepare the next takeover: {error}");
         }
         self.mend_path();
-    }
-
-    /// Watches the folder for a removed control path. An owner without inotify does without.
-    pub(super) fn watch_folder(&mut self) {
-        let Some(folder) = self.settings.path.parent() else { return };
-        let flags = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_CREATE;
-        let watched = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-            .and_then(|inotify| inotify.add_watch(folder, flags).map(|_| inotify));
-        match watched {
-            Ok(inotify) => {
-                let _ = self.poller.watch(inotify.as_fd(), FOLDER, Interest::READABLE);
-                self.folder = Some(inotify);
-            }
-            Err(errno) => debug!("cannot watch {}: {errno}", folder.display()),
-        }
-        // It may have been removed before anybody watched.
-        self.mend_path();
-    }
-
-    /// Something changed in the folder. A full queue of events counts as a change of our file.
-    pub(super) fn folder_changed(&mut self) {
-        let Some(inotify) = &self.folder else { return };
-        let ours = self.settings.path.file_name();
-        let mut changed = false;
-        while let Ok(events) = inotify.read_events() {
-            changed |= events.iter().any(|event| event.name.as_deref().is_none_or(|name| Some(name) == ours));
-        }
-        if changed {
-            self.mend_path();
-        }
-    }
-
-    /// Makes a removed control path again. Not while a successor is at it, who has the old control listener already: it
-    /// looks for itself when it owns, and so does this process when the takeover comes to nothing.
-    fn mend_path(&mut self) {
-        if !self.owns() || self.phase() == Phase::HandingOver {
-            return;
-        }
-        let path = self.settings.path.clone();
-        let now = listener::path_inode(&path);
-        if now.is_some() && (now == self.family.inode || self.family.inode.is_none()) {
-            return;
-        }
-        if now.is_some() {
-            error!("{} was replaced by something else: remove that, and it is made again", path.display());
-            return;
-        }
-        warn!("{} was removed: making it again", path.display());
-        match control::mend(&path, &self.settings.policy) {
-            Ok(listener) => {
-                self.stop_control();
-                self.family.control = Some(Arc::new(listener));
-                self.family.inode = listener::path_inode(&path);
-                if let Some(predecessor) = &mut self.predecessor {
-                    predecessor.set_path_inode(self.family.inode);
-                }
-                self.start_control();
-            }
-            Err(error) => error!("{error}"),
-        }
-    }
-
-    /// Tells everybody who watches, if something has changed that is worth a line.
-    pub(super) fn tell_watchers(&mut self) {
-        let Some(predecessor) = &self.predecessor else { return };
-        let phase = predecessor.phase();
-        if phase != self.phase {
-            self.phase = phase;
-            self.phase_since = unix_ms();
-        }
-        if predecessor.takeover().is_none() {
-            self.takeover_since = None;
-        }
-        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
-        if told == self.told {
-            return;
-        }
-        self.told = told;
-        let watchers: Vec<Peer> =
-            self.connections.iter().filter(|(_, connection)| connection.watch).map(|(peer, _)| *peer).collect();
-        for peer in watchers {
-            self.tell(peer);
-            self.flush(peer);
-        }
-    }
-
-    /// Sends a status; later, where the peer has not read the last one.
-    pub(super) fn tell(&mut self, peer: Peer) {
-        match self.connections.get_mut(&peer) {
-            Some(connection) if connection.watch && connection.is_writing() => {
-                connection.stale = true;
-                return;
-            }
-            Some(_) => {}
-            None => return,
-        }
-        let mut status = self.status();
-        let listeners = std::mem::take(&mut status.listeners);
-        self.send(peer, &Message::Status(status));
-        for part in listeners.chunks(PER_FRAME) {
-            self.send_part(peer, part, &|part| Listeners { listeners: part.to_vec() }.into());
-        }
-    }
-
-    /// What this process tells about itself.
-    pub(crate) fn status(&self) -> Status {
-        let listeners: Vec<ListenerStatus> = self
-            .table
-            .iter()
-            .map(|held| {
-                let queue = sys::accept_queue(held.fd.as_fd());
-                ListenerStatus {
-                    name: held.entry.name.clone(),
-                    kind: held.entry.kind.as_str().to_owned(),
-                    address: held.entry.address.clone(),
-                    accept_queue: queue.map(|(length, _)| length),
-                    accept_queue_limit: queue.map(|(_, limit)| limit),
-                }
-            })
-            .collect();
-        let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
-        let phase = match self.predecessor.as_ref().map(predecessor::Predecessor::phase) {
-            Some(Phase::Serving) if self.settings.holding => Phase::Holding,
-            Some(phase) => phase,
-            None => Phase::Starting,
-        };
-        Status {
-            generation: self.generation(),
-            pid: self.pid,
-            app_version: self.identity().app_version,
-            phase,
-            since: self.phase_since,
-            in_flight: self.wake.leases(),
-            left_ms: self.drain_left().map(|left| left.as_millis() as u64),
-            takeover: takeover.map(|(who, step, progress)| TakeoverStatus {
-                who: Who::clone(who),
-                step: step.to_owned(),
-                progress: progress.to_owned(),
-                since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
-            }),
-            predecessor: self.elder.clone(),
-            listener_count: listeners.len() as u32,
-            listeners,
-        }
     }
 }
 
