@@ -447,3 +447,48 @@ mod with_tokio {
         assert!(matches!(within(first.drain()).await.unwrap(), Drained::Done(_)));
     }
 }
+
+/// A client that says nothing for 5 s is closed; a successor that warms up has a deadline of its own, 60 s.
+#[test]
+fn a_successor_may_warm_up_in_silence_for_longer_than_a_client_may_be_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handoff.sock");
+    let first = Handoff::at(&path).start().unwrap().ready().unwrap();
+    let owner = thread::spawn(move || {
+        let mut first = first;
+        assert_eq!(first.wait().unwrap(), Event::Leave(Reason::Successor));
+        first.drain().unwrap()
+    });
+    let mut second = Handoff::at(&path).start().unwrap();
+    second.wait(Duration::from_millis(5500)).unwrap();
+    let second = second.ready().unwrap();
+    assert_eq!(second.generation(), 2);
+    assert!(matches!(owner.join().unwrap(), Drained::Done(_)));
+}
+
+/// Both were told to stop, the one that drains first: it must not come back when the other is gone.
+#[test]
+fn a_process_that_is_stopped_while_it_drains_stays_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handoff.sock");
+    let mut first = Handoff::at(&path).start().unwrap().ready().unwrap();
+    let lease = first.lease();
+    let successor = {
+        let path = path.clone();
+        thread::spawn(move || Handoff::at(&path).start().unwrap().ready().unwrap())
+    };
+    assert_eq!(first.wait().unwrap(), Event::Leave(Reason::Successor));
+    let second = successor.join().unwrap();
+    let stopper = first.stopper();
+    let draining = thread::spawn(move || first.drain().unwrap());
+    stopper.stop();
+    assert!(matches!(second.drain().unwrap(), Drained::Done(_)), "nobody else is in flight");
+    drop(lease);
+    match draining.join().unwrap() {
+        Drained::Done(_) => {}
+        Drained::Resumed(mut again) => {
+            assert_eq!(again.wait().unwrap(), Event::Leave(Reason::Stopped));
+            assert!(matches!(again.drain().unwrap(), Drained::Done(_)));
+        }
+    }
+}

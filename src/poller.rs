@@ -47,8 +47,8 @@ impl<K: Ord + Copy> Poller<K> {
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
     }
 
-    /// The tokens of what is ready, without waiting, at most one round of events; empty when nothing is.
-    pub(crate) fn ready(&mut self) -> io::Result<Vec<usize>> {
+    /// The tokens of what is ready, without waiting, and whether there may be more than one round takes.
+    pub(crate) fn ready(&mut self) -> io::Result<(Vec<usize>, bool)> {
         loop {
             match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
                 Ok(()) => break,
@@ -56,7 +56,9 @@ impl<K: Ord + Copy> Poller<K> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.events.iter().map(|event| event.token()).filter(|token| *token != TIMER).map(|token| token.0).collect())
+        let tokens = self.events.iter().map(|event| event.token());
+        let ready: Vec<usize> = tokens.filter(|token| *token != TIMER).map(|token| token.0).collect();
+        Ok((ready, self.events.iter().count() == EVENTS))
     }
 
     /// Sets a deadline; an earlier one of the same key is replaced.

@@ -144,7 +144,7 @@ impl Serving {
                 Notice::Resume => {
                     self.left = None;
                     // Whoever is told this knows that an earlier release is void: nobody waits for his answer any more.
-                    self.driver.released()?;
+                    self.driver.resumed()?;
                     return Ok(Some(Event::Resume));
                 }
                 Notice::Leave(reason) => {

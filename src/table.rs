@@ -113,6 +113,13 @@ impl Held {
         let silent = entry.kind.listens() && !entry.socket.as_ref().is_some_and(|socket| socket.listening);
         Held { entry, fd, inet, claimed, silent }
     }
+
+    /// Its path, and the inode that was bound there.
+    pub(crate) fn path(&self) -> Option<(PathBuf, (u64, u64))> {
+        use std::os::unix::ffi::OsStringExt;
+        let path = self.entry.path.clone()?;
+        Some((PathBuf::from(std::ffi::OsString::from_vec(path)), self.entry.path_inode?))
+    }
 }
 
 /// All entries of this process.
@@ -175,19 +182,21 @@ impl Table {
         self.held.values_mut()
     }
 
-    /// Closes what the application never asked for; gives back the paths that nobody uses any more, with their inodes.
-    pub(crate) fn drop_unclaimed(&mut self) -> Vec<(PathBuf, (u64, u64))> {
-        let mut paths = Vec::new();
+    /// Closes what the application never asked for, but gives back what has a path.
+    pub(crate) fn drop_unclaimed(&mut self) -> Vec<Held> {
+        let mut dropped = Vec::new();
         let report = &mut self.report;
         self.held.retain(|name, held| {
             if held.claimed {
                 return true;
             }
             report.entries.insert(name.clone(), Outcome::Dropped);
-            paths.extend(path_of(held));
+            if held.entry.path.is_some() {
+                dropped.push(held.clone());
+            }
             false
         });
-        paths
+        dropped
     }
 
     /// The paths of what this process bound and never listened on.
@@ -196,23 +205,16 @@ impl Table {
             .held
             .values()
             .filter(|held| matches!(self.report.entries.get(&held.entry.name), Some(Outcome::Bound { .. })));
-        own.filter_map(path_of).collect()
+        own.filter_map(Held::path).collect()
     }
 
     /// Every path that the family bound, with its inode.
     pub(crate) fn paths(&self) -> Vec<(PathBuf, (u64, u64))> {
-        self.held.values().filter_map(path_of).collect()
+        self.held.values().filter_map(Held::path).collect()
     }
 
     /// Closes everything. What the application holds of it lives on.
     pub(crate) fn clear(&mut self) {
         self.held.clear();
     }
-}
-
-/// The path of an entry and the inode that was bound there.
-fn path_of(held: &Held) -> Option<(PathBuf, (u64, u64))> {
-    use std::os::unix::ffi::OsStringExt;
-    let path = held.entry.path.clone()?;
-    Some((PathBuf::from(std::ffi::OsString::from_vec(path)), held.entry.path_inode?))
 }

@@ -146,12 +146,20 @@ impl Family {
         if !lock.take_owner()? {
             return Ok(Lock::Busy);
         }
-        let content = lock.read()?;
-        if content.generation == generation && (content.nonce == nonce || content.nonce == 0) {
-            return Ok(Lock::Taken);
+        match lock.read() {
+            Ok(content) if content.generation == generation && (content.nonce == nonce || content.nonce == 0) => {
+                Ok(Lock::Taken)
+            }
+            Ok(_) => {
+                lock.release_owner()?;
+                Ok(Lock::Foreign)
+            }
+            Err(error) => {
+                // Not to be kept by a process that does not know that it has it.
+                lock.release_owner()?;
+                Err(error)
+            }
         }
-        lock.release_owner()?;
-        Ok(Lock::Foreign)
     }
 
     /// Takes byte 0 back for a process that owned `generation`.

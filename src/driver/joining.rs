@@ -361,9 +361,9 @@ impl Driver {
         self.dropped = self.table.drop_unclaimed();
         self.set_nonblocking();
         if let Err(error) = self.listen_all()
-            && self.elder().is_none()
+            && self.successor.is_none()
         {
-            // Nobody served before, so nothing is lost by saying it aloud.
+            // Nothing was inherited, so nothing is lost by saying it aloud.
             return self.notices.push_back(Notice::Failed(error));
         }
         if let Some(successor) = &self.successor
@@ -431,8 +431,10 @@ impl Driver {
         if self.elder.is_some() {
             return;
         }
-        for (path, inode) in std::mem::take(&mut self.dropped) {
-            if listener::remove(&path, inode) {
+        for held in std::mem::take(&mut self.dropped) {
+            if let Some((path, inode)) = held.path()
+                && listener::remove(&path, inode)
+            {
                 info!("removed {}: nobody claimed it", path.display());
             }
         }

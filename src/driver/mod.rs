@@ -42,7 +42,7 @@ use crate::shared::SharedFd;
 use crate::spare::Spares;
 use crate::status::{DrainStatus, Phase};
 use crate::sys;
-use crate::table::Table;
+use crate::table::{Held, Table};
 use crate::wake::Wake;
 
 /// Tokens of the poller; those of the connections follow, two for each.
@@ -95,7 +95,7 @@ enum Key {
     Starter(Timer),
     Successor(Timer),
     Predecessor(Timer),
-    /// A client's next word.
+    /// A client's next word, his reading on, or the last words to a connection that is being closed.
     Peer(Peer),
     /// A send that the kernel refused for the moment.
     Crowded(Peer),
@@ -160,8 +160,9 @@ pub(crate) struct Driver {
     draining: bool,
     /// How the drain ended: whether its deadline did it, and with how many leases held.
     finished: Option<(bool, u64)>,
-    /// Paths of what nobody claimed, with their inodes: a predecessor that comes back needs them.
-    dropped: Vec<(PathBuf, (u64, u64))>,
+    /// What nobody claimed and has a path. A predecessor that comes back needs the path; and as long as the socket is
+    /// open, nobody else's file can have its inode.
+    dropped: Vec<Held>,
     /// Something happened that those who watch may want to know.
     changed: bool,
     /// Why this side withdrew from an attempt, for the application.
@@ -250,24 +251,24 @@ impl Driver {
             self.talk(peer);
             self.run()?;
         }
-        loop {
-            let ready = self.poller.ready().map_err(|error| Error::io("poll", error))?;
-            if ready.is_empty() {
-                break;
-            }
-            for token in ready {
-                match token {
-                    CONTROL => self.accept(),
-                    WAKE => self.woken(),
-                    FOLDER => self.folder_changed(),
-                    ELDER => self.elder_died(),
-                    token => {
-                        let peer = ((token - FIRST_PEER) / 2) as Peer;
-                        if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
-                    }
+        // One round and no more: clients that talk all the time must not keep the deadlines waiting, nor the application.
+        // What comes meanwhile makes the descriptor readable again.
+        let (ready, more) = self.poller.ready().map_err(|error| Error::io("poll", error))?;
+        if more {
+            self.wake.again();
+        }
+        for token in ready {
+            match token {
+                CONTROL => self.accept(),
+                WAKE => self.woken(),
+                FOLDER => self.folder_changed(),
+                ELDER => self.elder_died(),
+                token => {
+                    let peer = ((token - FIRST_PEER) / 2) as Peer;
+                    if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
                 }
-                self.run()?;
             }
+            self.run()?;
         }
         while let Some(key) = self.poller.expired() {
             self.expired(key);

@@ -91,7 +91,13 @@ impl Driver {
     pub(super) fn perform_predecessor(&mut self, out: Vec<Output>) {
         for output in out {
             match output {
-                Output::Send(peer, message) => self.send(peer, &message),
+                Output::Send(peer, message) => {
+                    if let Message::Done(_) = message {
+                        // Who asked for a stop sees it by the end of his connection, whenever that is.
+                        self.poller.disarm(Key::Peer(peer));
+                    }
+                    self.send(peer, &message);
+                }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
                 Output::SendManifest(peer) => {
                     // From here on the machine's own deadlines hold.
@@ -272,7 +278,7 @@ impl Driver {
     pub(crate) fn begin_drain(&mut self) -> crate::Result<()> {
         self.enter()?;
         // Not where the service has come back in the meantime: its notice is on the way.
-        self.draining = matches!(self.phase(), Phase::Draining | Phase::Stopping);
+        self.draining = !self.notices.iter().any(|notice| matches!(notice, Notice::Resume));
         self.finish_drain();
         self.run()?;
         self.report_drain();
@@ -281,7 +287,8 @@ impl Driver {
 
     /// Ends the drain where nothing is in flight any more, or where its deadline has passed.
     pub(super) fn finish_drain(&mut self) {
-        if !self.draining {
+        // A drain that was begun during a takeover waits for its end.
+        if !self.draining || !matches!(self.phase(), Phase::Draining | Phase::Stopping) {
             return;
         }
         let in_flight = self.wake.leases();
@@ -311,6 +318,13 @@ impl Driver {
         self.leave()
     }
 
+    /// The application has been told that it serves again: it owes no answer to an earlier release.
+    pub(crate) fn resumed(&mut self) -> crate::Result<()> {
+        self.enter()?;
+        self.owner(predecessor::Input::AppResumed);
+        self.leave()
+    }
+
     /// The application wants to leave.
     pub(crate) fn stop(&mut self) -> crate::Result<()> {
         self.enter()?;
@@ -331,20 +345,19 @@ impl Driver {
     /// The last act of a process that leaves: closes what it holds, and where it is the last of its family removes the
     /// paths that the family bound.
     fn end(&mut self) {
-        let paths = self.table.paths();
-        let stopping = self.phase == Phase::Stopping;
         self.flush_all();
         self.stop_control();
-        self.table.clear();
-        if !stopping || paths.is_empty() {
-            return;
-        }
-        if let Some(lease) = self.family.is_last(&lock_path(&self.settings.path)) {
+        let paths = if self.phase == Phase::Stopping { self.table.paths() } else { Vec::new() };
+        if !paths.is_empty()
+            && let Some(lease) = self.family.is_last(&lock_path(&self.settings.path))
+        {
+            // While the sockets are still open: nobody else's file can have their inodes.
             for (path, inode) in paths {
                 listener::remove(&path, inode);
             }
             drop(lease);
         }
+        self.table.clear();
     }
 
     /// Makes ready for the next takeover, and looks whether the control path is still there: nobody looked while the last

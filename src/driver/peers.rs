@@ -86,8 +86,11 @@ impl Driver {
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
         }
-        // A client that says nothing more is closed; those that may be silent are exempted by what comes of the message.
-        self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+        // A client that says nothing more is closed. Who takes over has the machine's deadlines, and may be silent for as
+        // long as they let him; who watches is exempted when his status is sent.
+        if self.is_client(peer) {
+            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+        }
         self.owner(predecessor::Input::Message(peer, message));
     }
 
@@ -200,7 +203,7 @@ impl Driver {
         Some(peer) != self.link && !self.offered.contains_key(&peer)
     }
 
-    /// Lets the next round read a connection whose other side is gone.
+    /// Reads what is left in a connection whose other side is gone: that is as much as its socket buffer held.
     fn read_to_the_end(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(&peer) else { return };
         connection.discard_outgoing();

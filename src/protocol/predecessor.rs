@@ -34,6 +34,8 @@ pub(crate) enum Input {
     Claimed(Found),
     /// The application has let go of its exclusive work.
     AppReleased,
+    /// The application knows that it serves again.
+    AppResumed,
     /// The application, or somebody who may, wants this process to leave.
     Stop,
     /// What was in flight is now this much.
@@ -311,6 +313,12 @@ impl Predecessor {
             Input::Expired(timer) => self.expired(timer, out),
             Input::Claimed(found) => self.claimed(found, out),
             Input::AppReleased => self.app_released(out),
+            Input::AppResumed => {
+                // Where another takeover is at its release already, that one is still to be answered.
+                if !matches!(self.stage, Stage::HandingOver(_, Step::Releasing)) {
+                    self.owed = false;
+                }
+            }
             Input::Stop => self.stop(out),
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
@@ -571,6 +579,7 @@ impl Predecessor {
     /// The kernel has said whether the lock was to be had.
     fn claimed(&mut self, found: Found, out: &mut Vec<Output>) {
         self.wait_on(found, out);
+        let patience = self.patience;
         match (&mut self.stage, found) {
             (Stage::Released(heir), Found::Free(found)) | (Stage::Silent(heir), Found::Free(found)) => {
                 let peer = heir.peer;
@@ -592,7 +601,9 @@ impl Predecessor {
             // The link broke after `Owning`, and the heir still holds the lock: it lives, and without a probation
             // nothing but this word was missing.
             (Stage::Leaving { confirmed: false, .. }, _) => self.confirmed(out),
-            (Stage::Leaving { finish, heir, .. }, Found::Held) => {
+            (Stage::Leaving { finish, heir, .. }, Found::Held | Found::Unknown)
+                if found == Found::Held || patience == Patience::Gone =>
+            {
                 let Some((forced, in_flight)) = *finish else { return };
                 let peer = heir.peer;
                 out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
@@ -608,7 +619,7 @@ impl Predecessor {
     /// Patience with byte 1 lasts as long as a commit may take, and begins anew each time that somebody owns.
     fn wait_on(&mut self, found: Found, out: &mut Vec<Output>) {
         match (found, self.patience) {
-            (Found::Barred, Patience::Rested) => {
+            (Found::Barred | Found::Unknown, Patience::Rested) => {
                 self.patience = Patience::Tried;
                 out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
             }
@@ -637,12 +648,15 @@ impl Predecessor {
                 out.push(Output::Tells(Notice::Cancelled));
             }
             Stage::Serving => self.enter_stopping(out),
-            Stage::HandingOver(_, Step::Releasing) | Stage::Released(_) | Stage::Silent(_) => self.stopping = true,
+            // What leaves stays gone, even where its successor dies.
+            Stage::HandingOver(_, Step::Releasing) | Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. } => {
+                self.stopping = true
+            }
             Stage::HandingOver(..) => {
                 self.stopping = true;
                 self.abort(Refusal::new("stopping", "the owner was asked to stop"), out);
             }
-            Stage::Leaving { .. } | Stage::Stopping | Stage::Gone => {}
+            Stage::Stopping | Stage::Gone => {}
         }
     }
 

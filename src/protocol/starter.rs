@@ -135,13 +135,16 @@ impl Starter {
                 self.lease(false, out);
             }
             (Stage::Joined, Input::Silent) => self.lease(true, out),
-            (Stage::Joined, Input::Refused(why)) => match (why.code.as_str(), why.retry_after_ms) {
-                // These pass by themselves; everything else is for the caller to decide.
-                ("starting" | "stopping" | "draining", Some(after)) => {
-                    self.wait(Duration::from_millis(after.min(1000)), out);
+            (Stage::Joined, Input::Refused(why)) => {
+                self.silent = false;
+                match (why.code.as_str(), why.retry_after_ms) {
+                    // These pass by themselves; everything else is for the caller to decide.
+                    ("starting" | "stopping" | "draining", Some(after)) => {
+                        self.wait(Duration::from_millis(after.min(1000)), out);
+                    }
+                    _ => self.fail(Failure::Refused(why), out),
                 }
-                _ => self.fail(Failure::Refused(why), out),
-            },
+            }
             (Stage::Leasing, Input::Lease(Lease::Taken)) => {
                 self.stage = Stage::Verifying;
                 out.push(Output::Connect);

@@ -264,8 +264,7 @@ impl Successor {
                 self.stage = Stage::Taking { offer };
                 self.take(out);
             }
-            // What a drain tells is for the status; the driver reads it.
-            (Stage::Owner, Message::Draining(_) | Message::Bye(_)) => {}
+            // What a drain tells is for the status, and the driver keeps it to itself.
             (Stage::Owner, _) => {}
             // What it sent before it died may be read long afterwards, by a process that was stopped meanwhile and has
             // the last copies now: the lock tells. A stop on purpose is none of that.
