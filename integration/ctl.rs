@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
 
-use self::stage::{CTL, Place, Run, Running, Service, eventually, is_alive};
+use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
 
 mod stage;
 
@@ -262,7 +262,7 @@ fn a_keeper_holds_everything_until_a_successor_comes() {
 
 #[test]
 fn a_keeper_leaves_when_it_is_asked_to() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in heeded(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]) {
         let service = Service::start();
         let mut keeper = service.keeper(&[]);
         keeper.signal(signal);
@@ -344,6 +344,8 @@ fn a_program_is_started_again_when_the_successor_dies_too_early() {
     let mut keeper = service.spawn(&["handoff", "--commit", "--", "sh", "-c", script]);
     assert_eq!(keeper.line(), "ready");
     let mut next = service.keeper(&[]);
+    // Only then has the program been told to finish.
+    eventually(|| keeper.talk().contains("a successor serves").then_some(()));
     next.signal(Signal::SIGKILL);
     assert_eq!(keeper.line(), "ready");
     let status = service.place.status_where(|status| status.pid == keeper.pid());
@@ -467,7 +469,7 @@ fn an_upgrade_ends_what_it_started_and_all_that_this_started() {
 fn an_upgrade_that_is_interrupted_leaves_the_old_version_serving() {
     let service = Service::start();
     let log = service.place.path("log");
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in heeded(&[Signal::SIGINT, Signal::SIGTERM]) {
         let mut upgrade =
             service.spawn(&["upgrade", "--log", log.to_str().unwrap(), "--", "sh", "-c", "echo $$; exec sleep 1000"]);
         let pid = eventually(|| std::fs::read_to_string(&log).ok()?.lines().next()?.parse().ok());

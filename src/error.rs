@@ -311,10 +311,15 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
+                ("stopping", _) => "the service is ending: start again, as the first".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
                 _ => return None,
             },
+            Error::Deadline {
+                waiting_for: "the owner" | "the owner to accept" | "a status" | "an answer of the owner",
+                ..
+            } => "look at that process: it may be stopped (state T in ps; kill -CONT continues it) or busy".to_owned(),
             Error::Superseded => "start again: the service has a new owner to take over from".to_owned(),
             Error::LinkLost => "start again; the predecessor's log says why it closed the connection".to_owned(),
             Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),
@@ -365,6 +370,9 @@ impl fmt::Display for Error {
         match self {
             Error::Cancelled => f.write_str("cancelled before this process owned the service"),
             Error::Refused(refusal) => write!(f, "the owner refused: {refusal}; it still serves"),
+            Error::GaveUp(refusal) if refusal.code == "stopping" => {
+                write!(f, "the predecessor gave up: {refusal}, without a successor")
+            }
             Error::GaveUp(refusal) => write!(f, "the predecessor gave up: {refusal}; it still serves"),
             Error::Superseded => f.write_str("another process took the service over first"),
             Error::HungUp => f.write_str("the process at the control socket closed the connection"),

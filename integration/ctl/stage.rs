@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use heirloom::{Client, Drained, Handoff, Serving, Status, Stopper};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -255,9 +256,7 @@ impl Running {
 
     /// The next line of its stdout; empty at the end.
     pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        line_of(self.stdout.as_mut().unwrap()).trim_end().to_owned()
     }
 
     #[track_caller]
@@ -280,9 +279,7 @@ impl Running {
 
     /// The next line of its stderr.
     pub(crate) fn talk(&mut self) -> String {
-        let mut line = String::new();
-        self.stderr.as_mut().unwrap().read_line(&mut line).unwrap();
-        line
+        line_of(self.stderr.as_mut().unwrap())
     }
 
     /// All that it still said on stderr, once it has ended.
@@ -301,6 +298,41 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The next line of an output; empty at its end. A program that says nothing fails the test, and does not hang it.
+#[track_caller]
+fn line_of(output: &mut BufReader<impl Read + AsFd>) -> String {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if output.buffer().is_empty() {
+            let timeout = PollTimeout::try_from(PATIENCE).unwrap();
+            let ready = poll(&mut [PollFd::new(output.get_ref().as_fd(), PollFlags::POLLIN)], timeout).unwrap();
+            assert!(ready > 0, "waited in vain for a line after {:?}", String::from_utf8_lossy(&line));
+        }
+        let available = output.fill_buf().unwrap();
+        if available.is_empty() {
+            break;
+        }
+        let taken = available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |end| end + 1);
+        line.extend_from_slice(&available[..taken]);
+        output.consume(taken);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+/// Those of these signals that are not ignored here: what starts the tests in the background ignores SIGINT, a program
+/// inherits that, and `ctl` leaves it so.
+pub(crate) fn heeded(signals: &[Signal]) -> Vec<Signal> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    let (ignored, heeded): (Vec<_>, Vec<_>) =
+        signals.iter().partition(|signal| ignored & (1 << (**signal as i32 - 1)) != 0);
+    if !ignored.is_empty() {
+        eprintln!("skipped for {ignored:?}, which whatever started the tests ignores");
+    }
+    heeded
 }
 
 /// Asks until there is an answer: for what has no event that a test could wait for.

@@ -291,6 +291,9 @@ impl Driver {
             _ => None,
         };
         let cause = self.cause.take();
+        if again == Some(starter::Input::Silent) {
+            warn!("the owner did not answer for {:?}: trying on", self.settings.deadlines.handshake);
+        }
         // Nothing of this attempt may stay: not a lock, not a listener.
         self.drop_attempt();
         if let Some(input) = again {

@@ -121,6 +121,9 @@ impl Driver {
                     if let Err(error) = self.family.leave_takeover() {
                         warn!("cannot leave the takeover lock: {error}");
                     }
+                    if self.owns() {
+                        info!("the takeover came to nothing: serving on as generation {}", self.generation());
+                    }
                     self.prepare();
                 }
                 Output::Record { generation, nonce } => self.record(generation, nonce),
