@@ -265,6 +265,7 @@ fn a_keeper_leaves_when_it_is_asked_to() {
     for signal in heeded(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]) {
         let service = Service::start();
         let mut keeper = service.keeper(&[]);
+        service.left();
         keeper.signal(signal);
         assert_eq!(keeper.code(), 0, "{signal}: {}", keeper.stderr());
         assert_eq!(service.run(&["status"]).code, 3);
@@ -312,8 +313,13 @@ fn a_program_gets_the_listeners_by_socket_activation() {
 #[test]
 fn a_keeper_ends_with_the_code_of_its_program() {
     let service = Service::start();
-    let run = service.run(&["handoff", "--commit", "--", "sh", "-c", "echo out; exit 42"]);
-    assert_eq!((run.code, run.stdout.as_str()), (42, "out\n"), "{}", run.stderr);
+    let end = service.place.path("end");
+    let script = format!("echo out; while [ ! -e {} ]; do sleep 0.01; done; exit 42", end.display());
+    let mut keeper = service.spawn(&["handoff", "--commit", "--", "sh", "-c", &script]);
+    assert_eq!(keeper.line(), "out");
+    service.left();
+    std::fs::write(end, "").unwrap();
+    assert_eq!((keeper.code(), keeper.rest().as_str()), (42, ""), "{}", keeper.stderr());
     assert_eq!(service.run(&["status"]).code, 3);
 }
 

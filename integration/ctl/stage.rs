@@ -142,6 +142,12 @@ impl Service {
         keeper
     }
 
+    /// Waits until this generation has drained: until then it takes the service back from a successor that ends.
+    #[track_caller]
+    pub(crate) fn left(&self) {
+        eventually(|| self.thread.as_ref()?.is_finished().then_some(()));
+    }
+
     /// What the owner answers.
     pub(crate) fn visit(&self) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
