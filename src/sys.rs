@@ -228,7 +228,7 @@ pub(crate) fn raises_sigpipe(call: impl FnOnce()) -> bool {
 mod tests {
     use super::*;
 
-    /// PITFALLS of truncated control data: what the kernel installed must be closed, not leaked.
+    /// What the kernel installed before it ran out of room must be closed, not leaked.
     #[test]
     fn salvage_finds_every_installed_descriptor() {
         let files: Vec<OwnedFd> = (0..3).map(|_| OwnedFd::from(std::fs::File::open("/dev/null").unwrap())).collect();
