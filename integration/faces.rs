@@ -492,3 +492,57 @@ fn a_process_that_is_stopped_while_it_drains_stays_gone() {
         }
     }
 }
+
+/// The successor has the old control listener already, so it makes the path again when it owns.
+#[test]
+fn a_control_path_that_is_removed_during_a_takeover_is_made_again_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handoff.sock");
+    let mut first = Handoff::at(&path).start().unwrap().ready().unwrap();
+    let (started, has_started) = channel();
+    let (removed, is_removed) = channel();
+    let successor = {
+        let path = path.clone();
+        thread::spawn(move || {
+            let starting = Handoff::at(&path).start().unwrap();
+            started.send(()).unwrap();
+            is_removed.recv().unwrap();
+            starting.ready().unwrap()
+        })
+    };
+    let remover = {
+        let path = path.clone();
+        thread::spawn(move || {
+            has_started.recv().unwrap();
+            std::fs::remove_file(path).unwrap();
+            removed.send(()).unwrap();
+        })
+    };
+    assert_eq!(first.wait().unwrap(), Event::Leave(Reason::Successor));
+    remover.join().unwrap();
+    let mut second = successor.join().unwrap();
+    let asked = {
+        let path = path.clone();
+        thread::spawn(move || heirloom::Client::connect(path, PATIENCE).unwrap().stop().unwrap())
+    };
+    assert_eq!(second.wait().unwrap(), Event::Leave(Reason::Stopped));
+    asked.join().unwrap();
+    drop(second);
+    assert!(matches!(first.drain().unwrap(), Drained::Done(_) | Drained::Resumed(_)));
+}
+
+/// A program may drain as soon as it has let go; the drain waits until the successor owns, and no longer.
+#[test]
+fn a_drain_that_is_begun_during_a_takeover_ends_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handoff.sock");
+    let mut first = Handoff::at(&path).exclusive(true).start().unwrap().ready().unwrap();
+    let successor = {
+        let path = path.clone();
+        thread::spawn(move || Handoff::at(&path).start().unwrap().ready().unwrap())
+    };
+    assert_eq!(first.wait().unwrap(), Event::Release);
+    first.released().unwrap();
+    assert!(matches!(first.drain().unwrap(), Drained::Done(_)));
+    assert_eq!(successor.join().unwrap().generation(), 2);
+}
