@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-/// As many as a takeover needs of its owner: the connection and its pidfd, the successor's lock description, this
-/// process's own pidfd.
+/// As many as a takeover needs of its owner: the connection and its pidfd, and, where they could not be made ready
+/// before, the successor's lock description and this process's own pidfd.
 const SPARES: usize = 4;
 
 /// The descriptors, as far as there are any.
