@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heirloom::{
-    Committing, Drained, Draining, Error, Event, Handoff, Joining, Lease, Reason, Serving, Starting, Stopper,
+    Claim, Committing, Drained, Draining, Error, Event, Handoff, Joining, Kind, Lease, Reason, Serving, Starting,
+    Stopper,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
@@ -79,6 +80,7 @@ enum Claimed {
     Datagram(Arc<UnixDatagram>),
     Seqpacket(Arc<OwnedFd>),
     Raw(Arc<OwnedFd>),
+    Connection(Arc<TcpStream>),
 }
 
 impl Claimed {
@@ -89,6 +91,7 @@ impl Claimed {
             Claimed::Unix(fd) => fd.as_fd(),
             Claimed::Datagram(fd) => fd.as_fd(),
             Claimed::Seqpacket(fd) | Claimed::Raw(fd) => fd.as_fd(),
+            Claimed::Connection(fd) => fd.as_fd(),
         }
     }
 
@@ -193,6 +196,23 @@ impl Actor {
             "nothing" => {}
             "begin" => return self.begin(command),
             "claim" => return self.claim(command),
+            "remove" => {
+                let removed = self.serving().remove(&text("name"))?;
+                if removed {
+                    // What waits is answered before the listener is closed.
+                    self.accept();
+                    self.claimed.remove(&text("name"));
+                }
+                return Ok(json!(removed));
+            }
+            "entries" => {
+                let entries: Vec<_> = self.serving().entries().map(|entry| json!(entry)).collect();
+                return Ok(json!(entries));
+            }
+            "inherited-of" => {
+                let found = self.starting().inherited_of(&Kind::from(text("kind")))?;
+                return Ok(json!(found.into_iter().map(|(name, _)| name).collect::<Vec<_>>()));
+            }
             "progress" => match &mut self.stage {
                 Stage::Starting(starting) => starting.progress(&text("text"))?,
                 _ => return Ok(json!(false)),
@@ -229,6 +249,7 @@ impl Actor {
             }
             "accept" => self.accepting = command["on"].as_bool().unwrap(),
             "options" => crate::puppet::merge(&mut self.options, command.clone()),
+            "socket" => return Ok(socket(self.claimed[&text("name")].fd())),
             "report" => return Ok(json!(self.report())),
             "status" => return Ok(json!(self.status())),
             "is-owner" => return Ok(json!(matches!(&self.stage, Stage::Serving(serving) if serving.is_owner()))),
@@ -294,51 +315,58 @@ impl Actor {
             }
             return Ok(json!(true));
         }
-        let starting = self.starting();
+        if wanted["kind"] == "pipe" {
+            return self.claim_pipe(name);
+        }
+        let claim = match &mut self.stage {
+            Stage::Starting(starting) => starting.claim(name),
+            Stage::Serving(serving) => serving.claim(name),
+            _ => panic!("neither starting nor serving"),
+        };
+        let claim = with_options(claim, wanted);
         let claimed = match wanted["kind"].as_str().unwrap() {
-            "tcp" => Claimed::Tcp(starting.tcp_listener(name, address)?),
-            "udp" => Claimed::Udp(starting.udp_socket(name, address)?),
-            "unix" => Claimed::Unix(starting.unix_listener(name, address)?),
-            "unix-datagram" => Claimed::Datagram(starting.unix_datagram(name, address)?),
-            "seqpacket" => Claimed::Seqpacket(starting.seqpacket_listener(name, address)?),
-            "memfd" => Claimed::Raw(starting.raw(name, || {
+            "tcp" => Claimed::Tcp(claim.tcp(address)?),
+            "udp" => Claimed::Udp(claim.udp(address)?),
+            "unix" => Claimed::Unix(claim.unix(address)?),
+            "unix-datagram" => Claimed::Datagram(claim.unix_datagram(address)?),
+            "seqpacket" => Claimed::Seqpacket(claim.seqpacket(address)?),
+            // Made by the application itself, in its own way.
+            "own-tcp" => Claimed::Tcp(claim.made(Kind::TcpListener, || TcpListener::bind(address))?),
+            "own-unix" => Claimed::Unix(claim.made(Kind::UnixListener, || UnixListener::bind(address))?),
+            "wrong" => Claimed::Raw(claim.made(Kind::Udp, || TcpListener::bind(address).map(OwnedFd::from))?),
+            "connection" => Claimed::Connection(claim.raw(|| TcpStream::connect(address))?),
+            "memfd" => Claimed::Raw(claim.raw(|| {
                 let memfd = nix::sys::memfd::memfd_create("puppet", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
                 std::fs::File::from(memfd.try_clone()?).write_all_at(content.as_bytes(), 0)?;
                 Ok(memfd)
             })?),
-            "null" => Claimed::Raw(starting.raw(name, || Ok(std::fs::File::open("/dev/null")?.into()))?),
-            "inherited" => match starting.inherited(name)? {
+            "null" => Claimed::Raw(claim.raw(|| Ok(std::fs::File::open("/dev/null")?.into()))?),
+            "inherited" => match claim.inherited()? {
                 Some(fd) => Claimed::Raw(fd),
                 None => return Ok(json!(false)),
             },
-            // Both ends, as `NAME-read` and `NAME-write`.
-            "pipe" => {
-                let mut pipe = None;
-                let made = |pipe: &mut Option<_>| -> std::io::Result<()> {
-                    if pipe.is_none() {
-                        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-                        *pipe = Some((Some(read), Some(write)));
-                    }
-                    Ok(())
-                };
-                let (reading, writing) = (format!("{name}-read"), format!("{name}-write"));
-                let read = starting.raw(&reading, || {
-                    made(&mut pipe)?;
-                    Ok(pipe.as_mut().unwrap().0.take().unwrap())
-                })?;
-                let write = starting.raw(&writing, || {
-                    made(&mut pipe)?;
-                    Ok(pipe.as_mut().unwrap().1.take().unwrap())
-                })?;
-                self.claimed.insert(reading, Claimed::Raw(read));
-                self.claimed.insert(writing, Claimed::Raw(write));
-                return Ok(json!(true));
-            }
             other => panic!("no kind {other:?}"),
         };
         let address = claimed.address();
         self.claimed.insert(name.to_owned(), claimed);
         Ok(json!({"address": address}))
+    }
+
+    /// Both ends, as `NAME-read` and `NAME-write`.
+    fn claim_pipe(&mut self, name: &str) -> Answer {
+        let mut ends = [None, None];
+        for (end, which) in ["read", "write"].iter().enumerate() {
+            let name = format!("{name}-{which}");
+            let fd = self.starting().raw(&name, || {
+                if ends[end].is_none() {
+                    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                    ends = [Some(read), Some(write)];
+                }
+                Ok(ends[end].take().unwrap())
+            })?;
+            self.claimed.insert(name, Claimed::Raw(fd));
+        }
+        Ok(json!(true))
     }
 
     /// Does what can be done without waiting, and tells what came of it.
@@ -581,6 +609,47 @@ impl Actor {
             _ => panic!("not serving"),
         }
     }
+}
+
+/// What the kernel says of a socket's options.
+fn socket(fd: BorrowedFd<'_>) -> Value {
+    let socket = socket2::SockRef::from(&fd);
+    json!({
+        "only_v6": socket.only_v6().ok(),
+        "reuse_address": socket.reuse_address().ok(),
+        "reuse_port": socket.reuse_port().ok(),
+        "receive_buffer": socket.recv_buffer_size().ok(),
+        "nonblocking": socket.nonblocking().ok(),
+    })
+}
+
+/// The options of a socket that a command names.
+fn with_options<'a>(mut claim: Claim<'a>, wanted: &Value) -> Claim<'a> {
+    if let Some(backlog) = wanted["backlog"].as_u64() {
+        claim = claim.backlog(backlog as u32);
+    }
+    if let Some(only) = wanted["only_v6"].as_bool() {
+        claim = claim.only_v6(only);
+    }
+    if let Some(reuse) = wanted["reuse_address"].as_bool() {
+        claim = claim.reuse_address(reuse);
+    }
+    if let Some(reuse) = wanted["reuse_port"].as_bool() {
+        claim = claim.reuse_port(reuse);
+    }
+    if let Some(seconds) = wanted["defer_accept"].as_u64() {
+        claim = claim.defer_accept(Duration::from_secs(seconds));
+    }
+    if let Some(pending) = wanted["fast_open"].as_u64() {
+        claim = claim.fast_open(pending as u32);
+    }
+    if let Some(bits) = wanted["mode"].as_u64() {
+        claim = claim.mode(bits as u32);
+    }
+    if let Some(bytes) = wanted["receive_buffer"].as_u64() {
+        claim = claim.configure(move |socket| socket2::SockRef::from(&socket).set_recv_buffer_size(bytes as usize));
+    }
+    claim
 }
 
 /// What a program that this process executes inherits, as it tells itself.

@@ -9,6 +9,7 @@ mod actor;
 mod bad_input;
 mod ctl;
 mod descriptors;
+mod entries;
 mod faces;
 mod failure;
 mod kinds;

@@ -229,6 +229,13 @@ pub enum Error {
         /// How many more may be opened.
         room: u64,
     },
+    /// Entries cannot come or go now: what was offered to a successor is what travels.
+    Frozen {
+        /// The [`Phase`](crate::Phase) of this process, in a word.
+        phase: &'static str,
+        /// Who takes over.
+        who: Option<Who>,
+    },
     /// The peer broke the protocol.
     Misbehaved(String),
     /// A call in a forked child: it shares the lock with its parent and must not act as the owner.
@@ -300,6 +307,7 @@ impl Error {
             Error::Mismatch { .. } => "mismatch",
             Error::ForeignNamespace { .. } => "foreign-namespace",
             Error::Room { .. } => "no-room",
+            Error::Frozen { .. } => "frozen",
             Error::Misbehaved(_) => "protocol",
             Error::Forked => "forked",
             Error::Io { .. } => "io",
@@ -354,6 +362,9 @@ impl Error {
             }
             Error::Name { problem: NameProblem::Overlaps { .. }, .. } => {
                 "give both names different addresses".to_owned()
+            }
+            Error::Frozen { who: Some(_), .. } => {
+                "change them after the takeover: Event::Resume tells where it came to nothing".to_owned()
             }
             Error::Forked => "only the process that called start may use it; forked children must exec".to_owned(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
@@ -413,6 +424,13 @@ impl fmt::Display for Error {
             ),
             Error::Room { needed, room } => {
                 write!(f, "{needed} descriptors are needed, and the limit on open files leaves room for {room}")
+            }
+            Error::Frozen { phase, who } => {
+                write!(f, "entries cannot change while this process is {phase}")?;
+                match who {
+                    Some(who) => write!(f, " to pid {}", who.pid),
+                    None => Ok(()),
+                }
             }
             Error::Misbehaved(what) => write!(f, "the peer broke the protocol: {what}"),
             Error::Forked => f.write_str("called in a forked child of the process that holds the handoff"),

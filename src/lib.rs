@@ -41,7 +41,7 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API alone |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
@@ -52,6 +52,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod adapter;
+mod claim;
 mod client;
 mod connection;
 mod control;
@@ -82,6 +83,7 @@ pub use adapter::mio;
 pub use adapter::std::Accept;
 #[cfg(feature = "tokio")]
 pub use adapter::tokio;
+pub use claim::Claim;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
 pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};

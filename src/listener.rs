@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::poll;
+use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity};
@@ -22,24 +23,92 @@ const STILL_IN_USE: Duration = Duration::from_secs(1);
 /// The pause before an address that is in use is tried again, in milliseconds.
 const IN_USE_PAUSE: u8 = 5;
 
+/// How a socket is made that is not inherited.
+pub(crate) struct SocketOptions<'a> {
+    pub(crate) only_v6: Option<bool>,
+    pub(crate) reuse_address: bool,
+    pub(crate) reuse_port: bool,
+    pub(crate) defer_accept: Option<Duration>,
+    pub(crate) fast_open: Option<u32>,
+    pub(crate) mode: Option<u32>,
+    /// The application's own word, after all others.
+    pub(crate) configure: Option<Configure<'a>>,
+}
+
+/// What an application does to a socket before it is bound.
+pub(crate) type Configure<'a> = Box<dyn Fn(BorrowedFd<'_>) -> io::Result<()> + 'a>;
+
+impl Default for SocketOptions<'_> {
+    fn default() -> Self {
+        SocketOptions {
+            only_v6: None,
+            // As std does: a service that starts again must not wait for its old connections' TIME_WAIT (socket(7)).
+            reuse_address: true,
+            reuse_port: false,
+            defer_accept: None,
+            fast_open: None,
+            mode: None,
+            configure: None,
+        }
+    }
+}
+
+impl SocketOptions<'_> {
+    fn apply_inet(&self, socket: &Socket, address: SocketAddr, kind: &Kind) -> io::Result<()> {
+        if let Some(only) = self.only_v6
+            && address.is_ipv6()
+        {
+            socket.set_only_v6(only)?;
+        }
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if *kind == Kind::TcpListener {
+            socket.set_reuse_address(self.reuse_address)?;
+            if let Some(within) = self.defer_accept {
+                sys::set_defer_accept(socket.as_fd(), whole_seconds(within))?;
+            }
+            if let Some(pending) = self.fast_open {
+                sys::set_fast_open(socket.as_fd(), i32::try_from(pending).unwrap_or(i32::MAX))?;
+            }
+        }
+        self.configured(socket)
+    }
+
+    fn apply_unix(&self, socket: &Socket) -> io::Result<()> {
+        if let Some(bits) = self.mode {
+            // On Linux the socket's own mode, less the umask, is that of the path which bind(2) makes.
+            fchmod(socket, Mode::from_bits_truncate(bits & 0o777))?;
+        }
+        self.configured(socket)
+    }
+
+    fn configured(&self, socket: &Socket) -> io::Result<()> {
+        self.configure.as_ref().map_or(Ok(()), |configure| configure(socket.as_fd()))
+    }
+}
+
+/// Whole seconds, at least one: what `TCP_DEFER_ACCEPT` counts in.
+fn whole_seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1)
+}
+
 /// Makes and binds an internet socket. A stream socket does not listen yet: what queued in a process that gives up
 /// would be reset.
-pub(crate) fn bind_inet(kind: &Kind, address: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn bind_inet(kind: &Kind, address: SocketAddr, options: &SocketOptions<'_>) -> io::Result<OwnedFd> {
     let socket_type = if *kind == Kind::Udp { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::for_address(address), socket_type, None)?;
-    if *kind == Kind::TcpListener {
-        // As std does: a service that starts again must not wait for its old connections' TIME_WAIT (socket(7)).
-        socket.set_reuse_address(true)?;
-    }
+    options.apply_inet(&socket, address, kind)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
 
 /// Makes and binds a Unix socket. What is stale at the path, left behind by a process that died, is replaced.
-pub(crate) fn bind_unix(kind: &Kind, path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn bind_unix(kind: &Kind, path: &Path, options: &SocketOptions<'_>) -> io::Result<OwnedFd> {
     let socket_type = unix_type(kind);
     let socket = Socket::new(Domain::UNIX, socket_type, None)?;
+    options.apply_unix(&socket)?;
     socket.set_nonblocking(true)?;
     let address = SockAddr::unix(path)?;
     match socket.bind(&address) {
@@ -97,9 +166,16 @@ fn is_bound(path: &Path) -> bool {
     sockets.lines().any(|line| line.split_whitespace().nth(5) == Some("01") && line.ends_with(&ending))
 }
 
-/// listen(2), at the commit and never before.
-pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
-    SockRef::from(&fd).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+/// listen(2) with the backlog of the entry, at the commit and never before, and notes that it listens.
+pub(crate) fn listen_on(entry: &mut Entry, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let backlog = entry.backlog.unwrap_or(BACKLOG);
+    SockRef::from(&fd).listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    refresh(entry, fd)
+}
+
+/// Whether a socket is of a `SO_REUSEPORT` group.
+pub(crate) fn reuses_port(fd: BorrowedFd<'_>) -> bool {
+    SockRef::from(&fd).reuse_port().unwrap_or(false)
 }
 
 /// Makes a socket non-blocking: the mode is shared by all who hold it, so it is only ever set.
@@ -228,6 +304,26 @@ pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>)
     Ok(checks)
 }
 
+/// What a descriptor should be by its kind and is not, `(expected, found)`; `None` where it is.
+pub(crate) fn differs(kind: &Kind, fd: BorrowedFd<'_>) -> io::Result<Option<(String, String)>> {
+    let Some((domain, socket_kind)) = shape(kind) else { return Ok(None) };
+    let expected = format!("{domain} {socket_kind}");
+    let file = file_identity(fd)?;
+    let found = if is_socket(file) {
+        let facts = sys::socket_facts(fd)?;
+        format!("{} {}", family(facts.domain), socket_type(facts.kind))
+    } else {
+        file_type(file.kind)
+    };
+    Ok((expected != found).then_some((expected, found)))
+}
+
+/// The path that a Unix socket is bound to, where it is one that leads there from everywhere.
+pub(crate) fn bound_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    let address = SockRef::from(&fd).local_addr().ok()?;
+    address.as_pathname().filter(|path| path.is_absolute()).map(Path::to_owned)
+}
+
 /// Family and type that a kind stands for; the family of an internet socket may be either.
 fn shape(kind: &Kind) -> Option<(&'static str, &'static str)> {
     match kind {
@@ -296,7 +392,6 @@ pub(crate) fn path_inode(path: &Path) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
-    use std::os::fd::AsFd;
 
     fn asked(name: &str, kind: Kind) -> Asked<'_> {
         Asked { name, kind, requested: String::new(), path: None, backlog: None }
@@ -341,17 +436,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("app.sock");
         // Bound and not yet listening: another service that is still starting.
-        let bound = bind_unix(&Kind::UnixListener, &path).unwrap();
-        let refused = bind_unix(&Kind::UnixListener, &path).unwrap_err();
+        let bound = bind_unix(&Kind::UnixListener, &path, &SocketOptions::default()).unwrap();
+        let refused = bind_unix(&Kind::UnixListener, &path, &SocketOptions::default()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(bound);
-        let again = bind_unix(&Kind::UnixListener, &path).unwrap();
+        let again = bind_unix(&Kind::UnixListener, &path, &SocketOptions::default()).unwrap();
         drop(again);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "data").unwrap();
-        let refused = bind_unix(&Kind::UnixListener, &path).unwrap_err();
+        let refused = bind_unix(&Kind::UnixListener, &path, &SocketOptions::default()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+    }
+
+    #[test]
+    fn options_are_set_before_the_bind() {
+        let options = SocketOptions {
+            only_v6: Some(true),
+            reuse_address: false,
+            reuse_port: true,
+            defer_accept: Some(Duration::from_secs(3)),
+            fast_open: Some(7),
+            configure: Some(Box::new(|socket| SockRef::from(&socket).set_keepalive(true))),
+            ..SocketOptions::default()
+        };
+        let address = "[::]:0".parse().unwrap();
+        let fd = bind_inet(&Kind::TcpListener, address, &options).unwrap();
+        let socket = SockRef::from(&fd);
+        assert!(socket.only_v6().unwrap() && socket.reuse_port().unwrap() && socket.keepalive().unwrap());
+        assert!(!socket.reuse_address().unwrap() && reuses_port(fd.as_fd()));
+        // The kernel rounds up to what its retransmissions come to: 1, 3, 7, ... seconds.
+        assert_eq!(sys::tcp_option(fd.as_fd(), libc::TCP_DEFER_ACCEPT).unwrap(), 3);
+        assert_eq!(sys::tcp_option(fd.as_fd(), libc::TCP_FASTOPEN).unwrap(), 7);
+        let plain = bind_inet(&Kind::TcpListener, "127.0.0.1:0".parse().unwrap(), &SocketOptions::default()).unwrap();
+        assert!(SockRef::from(&plain).reuse_address().unwrap() && !reuses_port(plain.as_fd()));
+    }
+
+    #[test]
+    fn the_mode_of_a_path_is_there_from_its_first_moment() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let options = SocketOptions { mode: Some(0o600), ..SocketOptions::default() };
+        let _bound = bind_unix(&Kind::UnixListener, &path, &options).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

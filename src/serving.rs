@@ -3,10 +3,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use crate::claim::Claim;
 use crate::drain::Draining;
 use crate::driver::{Driver, Notice};
 use crate::error::Result;
 use crate::handoff::{Stopper, pollable};
+use crate::manifest::Entry;
 use crate::protocol::predecessor::Reason;
 use crate::status::Status;
 use crate::table::Report;
@@ -110,6 +112,35 @@ impl Serving {
     #[must_use]
     pub fn status(&self) -> Status {
         self.driver.status()
+    }
+
+    /// Every entry that the next successor is offered, by name.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.driver.table.iter().map(|held| &held.entry)
+    }
+
+    /// Adds an entry while this process serves: bound and listening at once, and part of the next takeover.
+    ///
+    /// As long as a predecessor drains it could take the service back, and would not have it: a descriptor that was added
+    /// has the promise that nothing is lost once that process is gone.
+    ///
+    /// # Errors
+    /// Each way to make one is refused with [`Error::Frozen`](crate::Error::Frozen) from the offer of a takeover to its
+    /// end: whatever is added without an error is inherited.
+    pub fn claim<'a>(&'a mut self, name: &'a str) -> Claim<'a> {
+        Claim::new(&mut self.driver, name)
+    }
+
+    /// Removes an entry: the next successor does not get it. `false`: there is none of that name.
+    ///
+    /// A listener is closed, and what waits in its queue reset, once the application drops its share: so accept until it
+    /// would block, then drop it. The path of a Unix socket is removed once no predecessor can come back for it, if it
+    /// still leads to the socket. To replace an entry, remove it and claim its name again: no takeover comes in between.
+    ///
+    /// # Errors
+    /// [`Error::Frozen`](crate::Error::Frozen), as for [`claim`](Serving::claim).
+    pub fn remove(&mut self, name: &str) -> Result<bool> {
+        self.driver.remove(name)
     }
 
     /// Counts as in flight until it is dropped.

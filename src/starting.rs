@@ -1,21 +1,20 @@
 //! A process that has what its predecessor had, or is the first: [`Starting`] claims and warms up, [`Committing`] waits to
 //! own.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::{TcpListener, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::control;
+use crate::claim::Claim;
 use crate::driver::{Driver, Notice};
-use crate::error::{Error, NameProblem, Result};
+use crate::error::Result;
 use crate::handoff::pollable;
-use crate::listener::{self, Asked};
-use crate::manifest::{Check, Entry, Kind, check_name};
+use crate::manifest::{Check, Entry, Kind};
 use crate::serving::Serving;
 use crate::status::Status;
-use crate::table::{Descriptor, Held, Outcome, Report};
+use crate::table::Report;
 
 /// The process that serves while its successor starts.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -73,65 +72,82 @@ impl Starting {
         self.driver.checks.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The TCP listener of that name: inherited where the predecessor has it at this address, else bound. It is
-    /// non-blocking, shared with the handoff (one descriptor), and listens at the latest when this process owns.
+    /// Asks for a name with options: how its socket is made where the predecessor does not have it.
+    pub fn claim<'a>(&'a mut self, name: &'a str) -> Claim<'a> {
+        Claim::new(&mut self.driver, name)
+    }
+
+    /// The TCP listener of that name: inherited where the predecessor has it at this address, else bound; see
+    /// [`Claim::tcp`].
     ///
     /// # Errors
-    /// [`Error::Name`] for a bad name, one claimed twice, or an address that overlaps another name's; [`Error::Io`]
-    /// where it cannot be bound.
+    /// As there.
     pub fn tcp_listener(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<Arc<TcpListener>> {
-        self.inet(name, Kind::TcpListener, address)
+        self.claim(name).tcp(address)
     }
 
-    /// The UDP socket of that name, by the same rules. Read it as the owner only: its queue has one reader.
+    /// The UDP socket of that name; see [`Claim::udp`].
     ///
     /// # Errors
-    /// As for [`tcp_listener`](Starting::tcp_listener).
+    /// As there.
     pub fn udp_socket(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<Arc<UdpSocket>> {
-        self.inet(name, Kind::Udp, address)
+        self.claim(name).udp(address)
     }
 
-    /// The Unix stream listener of that name, by the same rules. Its path is removed by the last of the family alone.
+    /// The Unix stream listener of that name; see [`Claim::unix`].
     ///
     /// # Errors
-    /// As for [`tcp_listener`](Starting::tcp_listener), and [`Error::Path`].
+    /// As there.
     pub fn unix_listener(&mut self, name: &str, path: impl AsRef<Path>) -> Result<Arc<UnixListener>> {
-        self.unix(name, Kind::UnixListener, path.as_ref())
+        self.claim(name).unix(path)
     }
 
-    /// The Unix datagram socket of that name, by the same rules. Read it as the owner only.
+    /// The Unix datagram socket of that name; see [`Claim::unix_datagram`].
     ///
     /// # Errors
-    /// As for [`unix_listener`](Starting::unix_listener).
+    /// As there.
     pub fn unix_datagram(&mut self, name: &str, path: impl AsRef<Path>) -> Result<Arc<UnixDatagram>> {
-        self.unix(name, Kind::UnixDatagram, path.as_ref())
+        self.claim(name).unix_datagram(path)
     }
 
-    /// The listener of type `SOCK_SEQPACKET` of that name, by the same rules. std has no type for it.
+    /// The listener of type `SOCK_SEQPACKET` of that name; see [`Claim::seqpacket`].
     ///
     /// # Errors
-    /// As for [`unix_listener`](Starting::unix_listener).
+    /// As there.
     pub fn seqpacket_listener(&mut self, name: &str, path: impl AsRef<Path>) -> Result<Arc<OwnedFd>> {
-        self.unix(name, Kind::SeqpacketListener, path.as_ref())
+        self.claim(name).seqpacket(path)
     }
 
-    /// Any descriptor of that name, such as a memfd or a pipe: inherited, or made by `make`. Its mode is kept.
+    /// Any descriptor of that name; see [`Claim::raw`].
     ///
     /// # Errors
-    /// [`Error::Name`]; [`Error::Io`] where `make` fails.
+    /// As there.
     pub fn raw(&mut self, name: &str, make: impl FnOnce() -> std::io::Result<OwnedFd>) -> Result<Arc<OwnedFd>> {
-        self.check_claim(name)?;
-        let asked = Asked { name, kind: Kind::Raw, requested: String::new(), path: None, backlog: None };
-        self.claim(&asked, |_| true, || make().map_err(|error| Error::io(format!("make {name:?}"), error)))
+        self.claim(name).raw(make)
     }
 
     /// The inherited descriptor of that name, whatever its kind; nothing is made where there is none.
     ///
     /// # Errors
-    /// [`Error::Name`].
+    /// As for [`Claim::inherited`].
     pub fn inherited(&mut self, name: &str) -> Result<Option<Arc<OwnedFd>>> {
-        self.check_claim(name)?;
-        self.driver.table.adopt(name).map_err(|error| Error::io(format!("duplicate {name:?}"), error))
+        self.claim(name).inherited()
+    }
+
+    /// All that was inherited of one kind and is not claimed yet, by name.
+    ///
+    /// # Errors
+    /// As for [`Claim::inherited`].
+    pub fn inherited_of(&mut self, kind: &Kind) -> Result<Vec<(String, Arc<OwnedFd>)>> {
+        let held = self.driver.table.iter().filter(|held| held.entry.kind == *kind && !held.claimed);
+        let names: Vec<String> = held.map(|held| held.entry.name.clone()).collect();
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            if let Some(fd) = self.inherited(&name)? {
+                found.push((name, fd));
+            }
+        }
+        Ok(found)
     }
 
     /// What became of each name so far; complete once this process serves.
@@ -144,7 +160,7 @@ impl Starting {
     /// the predecessor gives up after 60 s without a word.
     ///
     /// # Errors
-    /// [`Error::Io`]. That the predecessor is gone is no error here.
+    /// [`Error::Io`](crate::Error::Io). That the predecessor is gone is no error here.
     pub fn progress(&mut self, text: &str) -> Result<()> {
         self.driver.progress(text)
     }
@@ -152,7 +168,7 @@ impl Starting {
     /// Answers the control socket and hears the predecessor, without waiting.
     ///
     /// # Errors
-    /// The end of the attempt: [`Error::GaveUp`], [`Error::Cancelled`], ...
+    /// The end of the attempt: [`Error::GaveUp`](crate::Error::GaveUp), [`Error::Cancelled`](crate::Error::Cancelled), ...
     pub fn process(&mut self) -> Result<()> {
         self.driver.process()?;
         while let Some(notice) = self.driver.notice() {
@@ -190,136 +206,6 @@ impl Starting {
     #[must_use]
     pub fn status(&self) -> Status {
         self.driver.status()
-    }
-
-    fn check_claim(&self, name: &str) -> Result<()> {
-        check_name(name)?;
-        match self.driver.table.get(name) {
-            Some(held) if held.claimed => Err(Error::name(name, NameProblem::Twice)),
-            _ => Ok(()),
-        }
-    }
-
-    fn inet<T>(&mut self, name: &str, kind: Kind, address: impl ToSocketAddrs) -> Result<Arc<T>>
-    where
-        T: From<OwnedFd> + AsFd + Send + Sync + 'static,
-    {
-        self.check_claim(name)?;
-        let addresses: Vec<SocketAddr> = address
-            .to_socket_addrs()
-            .map_err(|error| Error::io(format!("find the address of {name:?}"), error))?
-            .collect();
-        let requested = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let backlog = kind.listens().then_some(listener::BACKLOG);
-        let asked = Asked { name, kind: kind.clone(), requested: requested.clone(), path: None, backlog };
-        let same = |entry: &Entry| {
-            let actual = entry.socket.as_ref().and_then(|socket| socket.local.parse::<SocketAddr>().ok());
-            entry.requested == requested
-                || actual.is_some_and(|actual| {
-                    addresses
-                        .iter()
-                        .any(|wanted| *wanted == actual || (wanted.port() == 0 && wanted.ip() == actual.ip()))
-                })
-        };
-        if !self.is_inherited(&asked, &same) {
-            self.check_overlap(name, &kind, &addresses)?;
-        }
-        let after_others = self.after_others();
-        self.claim(&asked, same, || {
-            let mut refused = Error::io(
-                format!("bind {name:?}"),
-                std::io::Error::new(std::io::ErrorKind::InvalidInput, "no address"),
-            );
-            for address in &addresses {
-                let bind = || listener::bind_inet(&kind, *address);
-                match if after_others { listener::bind_when_free(bind) } else { bind() } {
-                    Ok(fd) => return Ok(fd),
-                    Err(error) => refused = Error::io(format!("bind {name:?} to {address}"), error),
-                }
-            }
-            Err(refused)
-        })
-    }
-
-    fn unix<T>(&mut self, name: &str, kind: Kind, path: &Path) -> Result<Arc<T>>
-    where
-        T: From<OwnedFd> + AsFd + Send + Sync + 'static,
-    {
-        self.check_claim(name)?;
-        let path = control::resolve(path)?;
-        let backlog = kind.listens().then_some(listener::BACKLOG);
-        let requested = path.display().to_string();
-        let asked = Asked { name, kind: kind.clone(), requested, path: Some(&path), backlog };
-        let same = |entry: &Entry| {
-            use std::os::unix::ffi::OsStrExt;
-            entry.path.as_deref() == Some(path.as_os_str().as_bytes())
-        };
-        if !self.is_inherited(&asked, &same)
-            && let Some(other) = self.driver.table.iter().find(|held| same(&held.entry))
-        {
-            let other = other.entry.name.clone();
-            return Err(Error::name(name, NameProblem::Overlaps { other }));
-        }
-        let after_others = self.after_others();
-        self.claim(&asked, same, || {
-            let bind = || listener::bind_unix(&kind, &path);
-            if after_others { listener::bind_when_free(bind) } else { bind() }
-                .map_err(|error| Error::io(format!("bind {name:?} to {}", path.display()), error))
-        })
-    }
-
-    /// Whether this process is the first after a family that has ended, maybe just now.
-    fn after_others(&self) -> bool {
-        self.predecessor.is_none() && self.generation() > 1
-    }
-
-    /// An address that another name has, or that one of the two covers by a wildcard, is refused before anything is
-    /// bound: the error names both.
-    fn check_overlap(&self, name: &str, kind: &Kind, addresses: &[SocketAddr]) -> Result<()> {
-        for held in self.driver.table.iter().filter(|held| held.entry.kind == *kind) {
-            let Some(local) = held.inet else { continue };
-            if addresses.iter().any(|wanted| listener::overlap(*wanted, local)) {
-                return Err(Error::name(name, NameProblem::Overlaps { other: held.entry.name.clone() }));
-            }
-        }
-        Ok(())
-    }
-
-    fn is_inherited(&self, asked: &Asked<'_>, same: &impl Fn(&Entry) -> bool) -> bool {
-        self.driver.table.get(asked.name).is_some_and(|held| held.entry.kind == asked.kind && same(&held.entry))
-    }
-
-    /// Adopts the inherited entry of that name if it is the same, else makes a new one and says why.
-    fn claim<T>(
-        &mut self,
-        asked: &Asked<'_>,
-        same: impl Fn(&Entry) -> bool,
-        make: impl FnOnce() -> Result<OwnedFd>,
-    ) -> Result<Arc<T>>
-    where
-        T: From<OwnedFd> + AsFd + Send + Sync + 'static,
-    {
-        if self.is_inherited(asked, &same) {
-            let adopted = self.driver.table.adopt(asked.name);
-            let adopted = adopted.map_err(|error| Error::io(format!("duplicate {:?}", asked.name), error))?;
-            if let Some(fd) = adopted {
-                return Ok(fd);
-            }
-        }
-        let why = match self.driver.table.get(asked.name) {
-            Some(held) if held.entry.kind != asked.kind => {
-                format!("the predecessor has it as {}", held.entry.kind)
-            }
-            Some(held) => format!("the predecessor has it at {}", held.entry.address),
-            None if self.predecessor.is_some() => "the predecessor does not have it".to_owned(),
-            None => "first of its family".to_owned(),
-        };
-        let fd = Arc::new(T::from(make()?));
-        let describing = |error| Error::io(format!("describe {:?}", asked.name), error);
-        let entry = listener::describe(asked, (*fd).as_fd()).map_err(describing)?;
-        self.driver.table.insert(Held::new(entry, Descriptor::Claimed(fd.clone().into())));
-        self.driver.table.report.entries.insert(asked.name.to_owned(), Outcome::Bound { why });
-        Ok(fd)
     }
 }
 

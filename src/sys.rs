@@ -73,11 +73,15 @@ pub(crate) fn salvage(control: &[u8]) -> Vec<OwnedFd> {
 
 /// Reads one socket option of a fixed size.
 fn option<T>(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+    option_of(fd, libc::SOL_SOCKET, name)
+}
+
+/// The same, of another level.
+fn option_of<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is writable for `length` bytes; the kernel writes at most that many.
-    let done =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &mut length) };
+    let done = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length) };
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -125,14 +129,34 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// Turns `SO_PASSRIGHTS` off, so that the kernel refuses descriptors from the peer (Linux 6.16; older ones say so).
 pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let off: libc::c_int = 0;
-    // SAFETY: `off` is readable for its size.
+    set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 0)
+}
+
+/// `TCP_DEFER_ACCEPT`, in seconds: a connection is accepted once there is something to read.
+pub(crate) fn set_defer_accept(fd: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds)
+}
+
+/// `TCP_FASTOPEN`: how many clients that send data with their SYN may be pending.
+pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, pending)
+}
+
+/// An int among the options of TCP.
+#[cfg(test)]
+pub(crate) fn tcp_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<i32> {
+    option_of(fd, libc::IPPROTO_TCP, name)
+}
+
+/// Sets one socket option that is an int.
+fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: `value` is readable for its size.
     let done = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
-            (&raw const off).cast(),
+            level,
+            name,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

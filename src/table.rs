@@ -24,7 +24,7 @@ pub enum Outcome {
         /// Why it was not inherited.
         why: String,
     },
-    /// Received, and not claimed: closed once this process owned.
+    /// Received, and not claimed: closed once this process owned. Or removed while it served.
     Dropped,
     /// Announced or asked for, and not there.
     Missing {
@@ -172,6 +172,13 @@ impl Table {
 
     pub(crate) fn insert(&mut self, held: Held) {
         self.held.insert(held.entry.name.clone(), held);
+    }
+
+    /// Takes an entry out, of which the report says that it was dropped.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Held> {
+        let held = self.held.remove(name)?;
+        self.report.entries.insert(name.to_owned(), Outcome::Dropped);
+        Some(held)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Held> {

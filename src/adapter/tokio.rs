@@ -58,8 +58,7 @@ impl Starting {
     /// # Errors
     /// As there.
     pub fn tcp_listener(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<TcpListener> {
-        let shared = self.inner().tcp_listener(name, address)?;
-        Ok(TcpListener { registration: Registration::of(shared) })
+        self.inner().tcp_listener(name, address).map(TcpListener::from)
     }
 
     /// The Unix stream listener of that name; see [`crate::Starting::unix_listener`].
@@ -67,8 +66,7 @@ impl Starting {
     /// # Errors
     /// As there.
     pub fn unix_listener(&mut self, name: &str, path: impl AsRef<Path>) -> Result<UnixListener> {
-        let shared = self.inner().unix_listener(name, path)?;
-        Ok(UnixListener { registration: Registration::of(shared) })
+        self.inner().unix_listener(name, path).map(UnixListener::from)
     }
 
     /// Runs a future, a warm-up for example, while the control socket is answered and the predecessor is heard.
@@ -276,6 +274,13 @@ impl TcpListener {
     }
 }
 
+impl From<Arc<std::net::TcpListener>> for TcpListener {
+    /// A listener that was claimed through [`Starting::inner`] or [`Serving::inner`].
+    fn from(shared: Arc<std::net::TcpListener>) -> TcpListener {
+        TcpListener { registration: Registration::of(shared) }
+    }
+}
+
 impl Accept for TcpListener {
     type Stream = TcpStream;
     type Address = SocketAddr;
@@ -305,6 +310,13 @@ fn tcp(stream: std::net::TcpStream) -> io::Result<TcpStream> {
 #[derive(Clone, Debug)]
 pub struct UnixListener {
     registration: Arc<Registration<std::os::unix::net::UnixListener>>,
+}
+
+impl From<Arc<std::os::unix::net::UnixListener>> for UnixListener {
+    /// A listener that was claimed through [`Starting::inner`] or [`Serving::inner`].
+    fn from(shared: Arc<std::os::unix::net::UnixListener>) -> UnixListener {
+        UnixListener { registration: Registration::of(shared) }
+    }
 }
 
 impl Accept for UnixListener {

@@ -409,10 +409,7 @@ impl Driver {
             if !held.silent && !unix {
                 continue;
             }
-            let backlog = held.entry.backlog.unwrap_or(listener::BACKLOG);
-            let listening = listener::listen(held.fd.as_fd(), backlog)
-                .and_then(|()| listener::refresh(&mut held.entry, held.fd.as_fd()));
-            match listening {
+            match listener::listen_on(&mut held.entry, held.fd.as_fd()) {
                 Ok(()) => held.silent = false,
                 Err(error) => {
                     log::error!("cannot listen on {:?}: {error}", held.entry.name);

@@ -6,6 +6,7 @@
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
 //! the outputs of the predecessor; `peers` has the connections of all three.
 
+mod entries;
 mod family;
 mod folder;
 mod joining;

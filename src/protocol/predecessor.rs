@@ -192,6 +192,8 @@ enum Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Rehearsal {
     peer: Peer,
+    /// How many were announced to it: entries may come and go while it looks.
+    entries: u32,
     transfer: Option<Transfer>,
 }
 
@@ -376,7 +378,7 @@ impl Predecessor {
             path_inode: self.path_inode,
         };
         if rehearsal {
-            self.rehearsal = Some(Rehearsal { peer, transfer: None });
+            self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
             out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
         } else {
             // A real takeover never waits for a rehearsal.
@@ -737,8 +739,8 @@ impl Predecessor {
     fn rehearse(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
         let Some(rehearsal) = &mut self.rehearsal else { return };
         match (&mut rehearsal.transfer, message) {
-            (None, Message::Room(room)) if room.descriptors >= self.entries => {
-                let mut transfer = Transfer::of(self.entries);
+            (None, Message::Room(room)) if room.descriptors >= rehearsal.entries => {
+                let mut transfer = Transfer::of(rehearsal.entries);
                 pump(peer, &mut transfer, out);
                 rehearsal.transfer = Some(transfer);
             }

@@ -359,3 +359,19 @@ proptest! {
         }
     }
 }
+
+/// Entries may come and go while somebody rehearses: what he gets is what was announced to him.
+#[test]
+fn a_rehearsal_gets_as_much_as_was_announced_to_it() {
+    let deadlines = Deadlines::default();
+    let mut machine = Predecessor::new(1, ENTRIES, false, deadlines, Who::default(), 128);
+    let mut out = Vec::new();
+    machine.handle(predecessor::Input::Ready, &mut out);
+    let hello = Hello { min_version: 1, max_version: 1, nonce: NONCE, wants: Wants::Rehearsal, ..Hello::default() };
+    machine.handle(predecessor::Input::Message(1, hello.into()), &mut out);
+    machine.set_entries(ENTRIES + 1);
+    out.clear();
+    machine.handle(predecessor::Input::Message(1, Room { descriptors: ENTRIES }.into()), &mut out);
+    let sent = predecessor::Output::SendDescriptors { peer: 1, first: 0, count: ENTRIES as u16 };
+    assert_eq!(out, [sent]);
+}
