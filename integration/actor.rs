@@ -222,6 +222,31 @@ impl Actor {
                 self.stage = Stage::Committing(starting.begin_ready()?);
             }
             "released" => self.serving().released()?,
+            // As much state as that, of one byte again and again; or what it says.
+            "release-with" => {
+                let mut snapshot = self.serving().snapshot()?;
+                if command["checksum"] == false {
+                    snapshot = snapshot.without_checksum();
+                }
+                match command["length"].as_u64() {
+                    Some(length) => {
+                        std::io::copy(&mut std::io::repeat(b'x').take(length), &mut snapshot).unwrap();
+                    }
+                    None => snapshot.write_all(text("text").as_bytes()).unwrap(),
+                }
+                self.serving().released_with(snapshot)?;
+            }
+            "cannot-release" => self.serving().cannot_release(&text("why"))?,
+            "take-state" => {
+                let versions =
+                    command["from"].as_u64().unwrap_or(1) as u32..=command["to"].as_u64().unwrap_or(1) as u32;
+                let Some(mut state) = self.serving().take_state(&text("schema"), versions) else {
+                    return Ok(Value::Null);
+                };
+                let (length, mut begin) = (state.len(), Vec::new());
+                state.by_ref().take(100).read_to_end(&mut begin).unwrap();
+                return Ok(json!({"length": length, "text": String::from_utf8_lossy(&begin)}));
+            }
             "lease" => {
                 let lease = self.serving().lease();
                 self.leases.push(lease);
@@ -276,6 +301,9 @@ impl Actor {
             .app_version(command["version"].as_str().unwrap_or("0"))
             .exclusive(self.option("exclusive"))
             .allow_shared_folder(self.option("allow_shared_folder"));
+        if let Some(schema) = command["state"]["schema"].as_str() {
+            handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);
+        }
         let duration = |key: &str| command[key].as_u64().map(Duration::from_millis);
         if let Some(limit) = duration("drain_ms") {
             handoff = handoff.drain_within(limit);

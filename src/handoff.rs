@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::control::{self, Policy};
 use crate::driver::{Driver, Notice, Settings};
 use crate::error::Result;
+use crate::manifest::{StateKind, check_name};
 use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
 use crate::starting::Starting;
@@ -21,6 +22,7 @@ pub struct Handoff {
     path: PathBuf,
     app_version: String,
     exclusive: bool,
+    state: Option<StateKind>,
     holding: bool,
     drain_within: Duration,
     policy: Policy,
@@ -39,6 +41,7 @@ impl Handoff {
             path: path.as_ref().to_owned(),
             app_version: String::new(),
             exclusive: false,
+            state: None,
             holding: false,
             drain_within: Duration::from_secs(30),
             policy: Policy::default(),
@@ -95,6 +98,15 @@ impl Handoff {
     #[must_use]
     pub fn exclusive(mut self, exclusive: bool) -> Handoff {
         self.exclusive = exclusive;
+        self
+    }
+
+    /// Says that the application hands its state on, and takes that of its predecessor: what its own is written in. The
+    /// state is exclusive: the application gets [`Event::Release`](crate::Event::Release) and answers with
+    /// [`Serving::released_with`](crate::Serving::released_with).
+    #[must_use]
+    pub fn state(mut self, schema: impl Into<String>, version: u32) -> Handoff {
+        self.state = Some(StateKind { schema: schema.into(), version });
         self
     }
 
@@ -156,7 +168,8 @@ impl Handoff {
     /// Begins to start, without waiting: poll what comes back, and call [`Joining::process`].
     ///
     /// # Errors
-    /// [`Error::Path`](crate::Error::Path) where the control path cannot be used; [`Error::Io`](crate::Error::Io).
+    /// [`Error::Path`](crate::Error::Path) where the control path cannot be used; [`Error::Name`](crate::Error::Name) for
+    /// the name of a state's layout; [`Error::Io`](crate::Error::Io).
     pub fn begin(self) -> Result<Joining> {
         self.enter(Wants::Takeover).map(|driver| Joining { driver, started: false })
     }
@@ -173,12 +186,16 @@ impl Handoff {
         let path = control::resolve(&self.path)?;
         control::check_folder(&path, &self.policy)?;
         control::check_path(&path, &self.policy)?;
+        if let Some(state) = &self.state {
+            check_name(&state.schema)?;
+        }
         let wake = self.wake()?;
         let within = self.deadlines.start;
         let settings = Settings {
             path,
             app_version: self.app_version,
-            exclusive: self.exclusive,
+            exclusive: self.exclusive || self.state.is_some(),
+            state: self.state,
             holding: self.holding,
             drain_within: self.drain_within,
             policy: self.policy,

@@ -43,7 +43,7 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -72,6 +72,7 @@ mod serving;
 mod shared;
 mod spare;
 mod starting;
+mod state;
 mod status;
 mod sys;
 mod table;
@@ -88,13 +89,14 @@ pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
 pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
 pub use handoff::{Handoff, Joining, Stopper};
-pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity};
+pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 pub use protocol::predecessor::Reason;
 pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
+pub use state::{Snapshot, State};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
-pub use table::{Outcome, Report};
+pub use table::{Outcome, Report, StateOutcome};
 
 /// Keeps the README's code true.
 #[cfg(doctest)]

@@ -143,6 +143,22 @@ pub struct Entry {
     pub socket: Option<SocketIdentity>,
 }
 
+/// What an application's state is written in: a name for the layout, and the layout's version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StateKind {
+    /// The name of the layout, by the rules of [`Entry::name`].
+    pub schema: String,
+    /// Its version, as the application counts it.
+    pub version: u32,
+}
+
+impl fmt::Display for StateKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} version {}", self.schema, self.version)
+    }
+}
+
 /// Checks a name by the rules of [`Entry::name`].
 ///
 /// # Errors

@@ -1,15 +1,17 @@
 //! A process that serves: [`Serving`], what it is told, and the leases that count what it has in flight.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use crate::claim::Claim;
 use crate::drain::Draining;
 use crate::driver::{Driver, Notice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handoff::{Stopper, pollable};
 use crate::manifest::Entry;
 use crate::protocol::predecessor::Reason;
+use crate::state::{Snapshot, State};
 use crate::status::Status;
 use crate::table::Report;
 use crate::wake::Wake;
@@ -197,6 +199,49 @@ impl Serving {
     /// [`Error::Io`](crate::Error::Io).
     pub fn released(&mut self) -> Result<()> {
         self.driver.released()
+    }
+
+    /// A new snapshot for the successor: write the state into it, then give it to
+    /// [`released_with`](Serving::released_with).
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) where there is no descriptor or no memory: then say
+    /// [`cannot_release`](Serving::cannot_release), or release without a state.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::new().map_err(|error| Error::io("make a memfd for the state", error))
+    }
+
+    /// Says that exclusive work has ended, like [`released`](Serving::released), and hands on the state in which it
+    /// ended. The successor has it before it owns: the lock is given back when it has arrived. A successor whose version
+    /// of the program takes no state owns without.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) where it cannot be sealed, as while somebody has it mapped for writing; nothing is
+    /// released then.
+    pub fn released_with(&mut self, snapshot: Snapshot) -> Result<()> {
+        self.driver.released_with(snapshot)
+    }
+
+    /// Says that exclusive work cannot end now: the takeover is called off with this reason, and
+    /// [`Event::Resume`] follows. The successor is told.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn cannot_release(&mut self, why: &str) -> Result<()> {
+        self.driver.keeps(why)
+    }
+
+    /// The state that the predecessor left, where it is written in `schema` and one of these versions, and whole. Once:
+    /// a second call gives `None`.
+    ///
+    /// `None`: start cold. [`Report::state`] says why there is nothing to go on with.
+    pub fn take_state(&mut self, schema: &str, versions: RangeInclusive<u32>) -> Option<State> {
+        self.driver.take_state(schema, versions)
+    }
+
+    /// Notes in the report that this process starts cold although it has its predecessor's state.
+    pub fn starts_cold(&mut self, why: &str) {
+        self.driver.starts_cold(why);
     }
 
     /// Asks this process to leave without a successor; [`Event::Leave`] follows. A takeover that is past its `Ready` is

@@ -11,7 +11,7 @@ use crate::claim::Claim;
 use crate::driver::{Driver, Notice};
 use crate::error::Result;
 use crate::handoff::pollable;
-use crate::manifest::{Check, Entry, Kind};
+use crate::manifest::{Check, Entry, Kind, StateKind};
 use crate::serving::Serving;
 use crate::status::Status;
 use crate::table::Report;
@@ -26,6 +26,9 @@ pub struct PredecessorInfo {
     pub app_version: String,
     /// The generation that it owns.
     pub generation: u64,
+    /// What its state is written in, where it hands one on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateKind>,
 }
 
 /// A process that has what its predecessor had, or is the first: it claims names, binds what is new, and warms up.
@@ -45,6 +48,7 @@ impl Starting {
             pid: who.pid,
             app_version: who.app_version.clone(),
             generation: driver.generation().saturating_sub(1),
+            state: driver.state_kind().cloned(),
         });
         Starting { driver, predecessor }
     }

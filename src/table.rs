@@ -33,12 +33,36 @@ pub enum Outcome {
     },
 }
 
+/// What became of the predecessor's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum StateOutcome {
+    /// It arrived whole.
+    Inherited {
+        /// What it is written in.
+        schema: String,
+        /// The version of that.
+        version: u32,
+        /// In bytes.
+        length: u64,
+    },
+    /// There is none that the application could go on with.
+    Cold {
+        /// Why.
+        why: String,
+    },
+}
+
 /// The outcome of each name of a start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
     /// By name.
     pub entries: BTreeMap<String, Outcome>,
+    /// What became of the predecessor's state; `None` where the application hands none on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateOutcome>,
 }
 
 impl Report {
@@ -61,7 +85,13 @@ impl std::fmt::Display for Report {
                 Outcome::Missing { why } => write!(f, "{name} missing ({why})")?,
             }
         }
-        Ok(())
+        match &self.state {
+            Some(StateOutcome::Inherited { schema, version, length }) => {
+                write!(f, "; state {schema} version {version}, {length} bytes")
+            }
+            Some(StateOutcome::Cold { why }) => write!(f, "; no state ({why})"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::control::{self, Connect};
 use crate::error::{Error, Refusal, Result};
 use crate::lock::{self, LockDescription, lock_path};
 use crate::protocol::Timer;
-use crate::protocol::message::Wants;
+use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
@@ -138,6 +138,7 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
+        let hello = Hello { state: self.settings.state.is_some(), ..hello };
         let deadlines = self.settings.deadlines;
         let mut out = Vec::new();
         self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
@@ -167,6 +168,7 @@ impl Driver {
             self.family.backlog,
         );
         predecessor.set_path_inode(self.family.inode);
+        predecessor.set_state(self.settings.state.clone());
         self.predecessor = Some(predecessor);
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
@@ -331,6 +333,7 @@ impl Driver {
         self.manifest.clear();
         self.announced.clear();
         self.checks.clear();
+        self.arriving = None;
     }
 
     /// Tells the predecessor that the warm-up goes on.
@@ -362,6 +365,7 @@ impl Driver {
     /// The commit is done and the application is ready: what it bound listens, what it dropped is closed.
     fn serve(&mut self) {
         self.dropped = self.table.drop_unclaimed();
+        self.report_state();
         self.set_nonblocking();
         if let Err(error) = self.listen_all()
             && self.successor.is_none()

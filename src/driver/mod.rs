@@ -13,6 +13,7 @@ mod joining;
 mod owning;
 mod peers;
 mod receiving;
+mod state;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -27,11 +28,12 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
+use self::state::Arriving;
 use crate::connection::Connection;
 use crate::control::Policy;
 use crate::error::{Error, Result, Who};
 use crate::fdpass::Receiver;
-use crate::manifest::{Check, Entry};
+use crate::manifest::{Check, Entry, StateKind};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
 use crate::protocol::message::{Wants, cut};
@@ -67,6 +69,8 @@ pub(crate) struct Settings {
     pub(crate) path: PathBuf,
     pub(crate) app_version: String,
     pub(crate) exclusive: bool,
+    /// What the application's state is written in, where it hands one on.
+    pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
     pub(crate) drain_within: Duration,
     pub(crate) policy: Policy,
@@ -145,6 +149,10 @@ pub(crate) struct Driver {
     elder: Option<DrainStatus>,
     /// The pidfd of a successor whose connection is gone.
     heir_pidfd: Option<(Peer, OwnedFd)>,
+    /// The application's state on its way to the successor.
+    departing: Option<SharedFd>,
+    /// The predecessor's state, as far as it has come.
+    arriving: Option<Arriving>,
     /// Descriptors of an offer, in order, those that are sent taken out.
     offered: BTreeMap<Peer, VecDeque<SharedFd>>,
     starter: Option<Starter>,
@@ -200,6 +208,8 @@ impl Driver {
             elder_pidfd: None,
             elder: None,
             heir_pidfd: None,
+            departing: None,
+            arriving: None,
             offered: BTreeMap::new(),
             starter: None,
             successor: None,

@@ -105,6 +105,7 @@ impl Driver {
                     self.send_manifest(peer);
                 }
                 Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
+                Output::SendState(peer, state) => self.send_state(peer, state),
                 Output::Tell { peer, watch } => {
                     if let Some(connection) = self.connections.get_mut(&peer) {
                         connection.watch |= watch;

@@ -26,6 +26,7 @@ impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         let input = match message {
+            Message::Descriptors(_) if self.expects_state() => return self.keep_state(descriptors),
             Message::Descriptors(count) => match self.keep(descriptors) {
                 Ok(()) => successor::Input::Arrived(u32::from(count)),
                 Err(error) => successor::Input::Lied(self.withdraw_for(error)),
@@ -43,6 +44,9 @@ impl Driver {
                 if let Message::Offer(offer) = &message {
                     self.family.backlog = offer.backlog.unwrap_or(control::BACKLOG);
                     self.family.inode = offer.path_inode;
+                }
+                if let Message::State(state) = &message {
+                    self.state_announced(state);
                 }
                 successor::Input::Message(message)
             }

@@ -4,7 +4,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
-use crate::manifest::{Entry, MAX_ENTRIES, check_name};
+use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
 use crate::status::{ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
 use crate::words::words;
@@ -59,6 +59,9 @@ pub(crate) struct Hello {
     pub(crate) wants: Wants,
     #[serde(default)]
     pub(crate) network_namespace: Option<u64>,
+    /// It takes a [`State`], if there is one.
+    #[serde(default)]
+    pub(crate) state: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -90,6 +93,9 @@ pub(crate) struct Offer {
     /// Device and inode of the control path, as its maker recorded them.
     #[serde(default)]
     pub(crate) path_inode: Option<(u64, u64)>,
+    /// The state that will come before `Released`, where the successor takes one.
+    #[serde(default)]
+    pub(crate) state: Option<StateKind>,
 }
 
 /// A part of the manifest.
@@ -145,6 +151,18 @@ impl Ready {
         }
         self
     }
+}
+
+/// The application's state: one descriptor follows, and an `Ack` that counts it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub(crate) schema: String,
+    pub(crate) version: u32,
+    /// In bytes.
+    pub(crate) length: u64,
+    /// CRC-32 (IEEE) of all bytes, where the writer did not do without.
+    #[serde(default)]
+    pub(crate) checksum: Option<u32>,
 }
 
 /// The owner lock is free, for this takeover alone.
@@ -318,6 +336,7 @@ messages! {
     13 Draining "draining";
     14 Bye "bye";
     15 Abort "abort";
+    16 State "state";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -342,6 +361,7 @@ impl Message {
             // 0 in the lock file means that nobody is at it.
             Message::Hello(hello) if hello.nonce == 0 => Err(Fault::Body("hello")),
             Message::Hello(hello) if hello.min_version > hello.max_version => Err(Fault::Body("hello")),
+            Message::State(state) if check_name(&state.schema).is_err() => Err(Fault::Body("state")),
             Message::Entries(list) if list.entries.is_empty() => Err(Fault::Body("entries")),
             Message::Entries(list) if list.entries.iter().any(|entry| check_name(&entry.name).is_err()) => {
                 Err(Fault::Body("entries"))

@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
-use super::message::{Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, VERSIONS, Wants, cut};
+use super::message::{
+    Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
+};
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::error::{Refusal, Who};
+use crate::manifest::StateKind;
 use crate::status::Phase;
 
 /// One connection on the control socket, by a number that is never used again.
@@ -34,6 +37,10 @@ pub(crate) enum Input {
     Claimed(Found),
     /// The application has let go of its exclusive work.
     AppReleased,
+    /// So it has, and this is the state that its successor goes on with.
+    AppReleasedWith(State),
+    /// The application cannot let go.
+    AppKeeps(String),
     /// The application knows that it serves again.
     AppResumed,
     /// The application, or somebody who may, wants this process to leave.
@@ -108,6 +115,8 @@ pub(crate) enum Output {
         first: u32,
         count: u16,
     },
+    /// Send the application's state, with its one descriptor.
+    SendState(Peer, State),
     /// Answer with a status now, and after each change where `watch` is set.
     Tell {
         peer: Peer,
@@ -145,6 +154,8 @@ enum Step {
     WarmingUp,
     /// The application has been told `Release`.
     Releasing,
+    /// It has let go, and its state is on the way.
+    SendingState,
 }
 
 /// The successor of the moment.
@@ -153,6 +164,8 @@ struct Heir {
     peer: Peer,
     nonce: u64,
     who: Who,
+    /// Whether it takes the application's state.
+    takes_state: bool,
     progress: String,
 }
 
@@ -207,6 +220,7 @@ pub(crate) struct Predecessor {
     identity: Who,
     backlog: u32,
     path_inode: Option<(u64, u64)>,
+    state: Option<StateKind>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
     /// A stop was asked for while a takeover was past `Ready`.
@@ -234,6 +248,7 @@ impl Predecessor {
             identity,
             backlog,
             path_inode: None,
+            state: None,
             stage: Stage::Starting,
             rehearsal: None,
             stopping: false,
@@ -255,6 +270,11 @@ impl Predecessor {
     /// What the next offer says of the control path.
     pub(crate) fn set_path_inode(&mut self, inode: Option<(u64, u64)>) {
         self.path_inode = inode;
+    }
+
+    /// What the application's state is written in, where it has one.
+    pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
+        self.state = kind;
     }
 
     /// Whether this process holds the owner lock.
@@ -287,7 +307,7 @@ impl Predecessor {
                     Step::Offered => "offered",
                     Step::Sending(_) => "sending",
                     Step::WarmingUp => "warming-up",
-                    Step::Releasing => "releasing",
+                    Step::Releasing | Step::SendingState => "releasing",
                 },
             ),
             Stage::Released(heir) => (heir, "released"),
@@ -314,7 +334,14 @@ impl Predecessor {
             }
             Input::Expired(timer) => self.expired(timer, out),
             Input::Claimed(found) => self.claimed(found, out),
-            Input::AppReleased => self.app_released(out),
+            Input::AppReleased => self.app_released(None, out),
+            Input::AppReleasedWith(state) => self.app_released(Some(state), out),
+            Input::AppKeeps(why) => {
+                self.owed = false;
+                if let Stage::HandingOver(_, Step::Releasing) = self.stage {
+                    self.abort(Refusal::new("release", cut(why)), out);
+                }
+            }
             Input::AppResumed => {
                 // Where another takeover is at its release already, that one is still to be answered.
                 if !matches!(self.stage, Stage::HandingOver(_, Step::Releasing)) {
@@ -376,6 +403,7 @@ impl Predecessor {
             warm_up_ms: self.deadlines.warm_up.as_millis() as u64,
             backlog: Some(self.backlog),
             path_inode: self.path_inode,
+            state: self.state.clone(),
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
@@ -384,7 +412,8 @@ impl Predecessor {
             // A real takeover never waits for a rehearsal.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-            let heir = Heir { peer, nonce: hello.nonce, who, progress: String::new() };
+            let takes_state = hello.state;
+            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress: String::new() };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
             out.push(Output::JoinTakeover);
@@ -445,6 +474,11 @@ impl Predecessor {
                 *step = Step::Sending(transfer);
                 out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
             }
+            (Stage::HandingOver(_, Step::SendingState), Message::Ack(ack))
+                if ack.descriptors == FAMILY_SLOTS + self.entries + 1 =>
+            {
+                self.release(out);
+            }
             (Stage::HandingOver(_, step), Message::Ack(ack)) => {
                 let Step::Sending(transfer) = step else {
                     return self.fault(peer, "ack out of order".to_owned(), out);
@@ -498,11 +532,17 @@ impl Predecessor {
     }
 
     /// The application has let go of what must not run twice.
-    fn app_released(&mut self, out: &mut Vec<Output>) {
+    fn app_released(&mut self, state: Option<State>, out: &mut Vec<Output>) {
         // An answer to a release that was called off is taken note of and changes nothing.
         self.owed = false;
-        if let Stage::HandingOver(_, Step::Releasing) = self.stage {
-            self.release(out);
+        let Stage::HandingOver(heir, step @ Step::Releasing) = &mut self.stage else { return };
+        match state.filter(|_| heir.takes_state) {
+            // The lock is given back once the state has arrived: whoever owns after that has it, whatever dies.
+            Some(state) => {
+                *step = Step::SendingState;
+                out.push(Output::SendState(heir.peer, state));
+            }
+            None => self.release(out),
         }
     }
 
@@ -561,6 +601,9 @@ impl Predecessor {
             }
             (Timer::Release, Stage::HandingOver(_, Step::Releasing)) => {
                 self.abort(Refusal::new("release", "the old application did not let go in time"), out);
+            }
+            (Timer::Release, Stage::HandingOver(_, Step::SendingState)) => {
+                self.abort(Refusal::new("deadline", "the successor did not take the state in time"), out);
             }
             (Timer::Commit, Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. }) => {
                 if self.patience == Patience::Tried {
@@ -651,9 +694,10 @@ impl Predecessor {
             }
             Stage::Serving => self.enter_stopping(out),
             // What leaves stays gone, even where its successor dies.
-            Stage::HandingOver(_, Step::Releasing) | Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. } => {
-                self.stopping = true
-            }
+            Stage::HandingOver(_, Step::Releasing | Step::SendingState)
+            | Stage::Released(_)
+            | Stage::Silent(_)
+            | Stage::Leaving { .. } => self.stopping = true,
             Stage::HandingOver(..) => {
                 self.stopping = true;
                 self.abort(Refusal::new("stopping", "the owner was asked to stop"), out);
@@ -696,7 +740,8 @@ impl Predecessor {
 
     /// Everything is as it was before the offer.
     fn back_out(&mut self, out: &mut Vec<Output>) {
-        let told = matches!(self.stage, Stage::HandingOver(_, Step::Releasing)) && self.exclusive;
+        let releasing = matches!(self.stage, Stage::HandingOver(_, Step::Releasing | Step::SendingState));
+        let told = releasing && self.exclusive;
         for timer in [Timer::Handshake, Timer::Stall, Timer::WarmUp, Timer::Release] {
             out.push(Output::Disarm(timer));
         }

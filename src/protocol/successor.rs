@@ -10,7 +10,7 @@ use super::message::{
 };
 use super::{FAMILY_SLOTS, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
-use crate::manifest::Entry;
+use crate::manifest::{Entry, StateKind};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub(crate) enum Input {
     Reserved(Result<(), Refusal>),
     /// This many more descriptors arrived, and each was what the manifest says.
     Arrived(u32),
+    /// The descriptor of the state arrived, and is what it should be.
+    StateArrived,
     /// Descriptors arrived that are not what the manifest says.
     Lied(Refusal),
     /// The connection ended, after everything in it was read.
@@ -142,6 +144,14 @@ enum Stage {
     Over,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum StateSoFar {
+    None,
+    /// What it is; the descriptor is next.
+    Announced,
+    Arrived,
+}
+
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Successor {
@@ -153,9 +163,12 @@ pub(crate) struct Successor {
     link: bool,
     died: bool,
     ready: bool,
+    /// How much of the application's state has come.
+    state: StateSoFar,
     /// The predecessor has called the takeover off.
     called_off: Option<Refusal>,
     predecessor: Who,
+    offered_state: Option<StateKind>,
     generation: u64,
 }
 
@@ -171,8 +184,10 @@ impl Successor {
             link: true,
             died: false,
             ready: false,
+            state: StateSoFar::None,
             called_off: None,
             predecessor: Who::default(),
+            offered_state: None,
             generation: 0,
         };
         out.push(Output::Send(hello.into()));
@@ -183,6 +198,11 @@ impl Successor {
     /// The process that serves, as it told about itself in the offer.
     pub(crate) fn predecessor(&self) -> &Who {
         &self.predecessor
+    }
+
+    /// What the predecessor's state is written in, as it told in the offer.
+    pub(crate) fn state_kind(&self) -> Option<&StateKind> {
+        self.offered_state.as_ref()
     }
 
     /// The generation that this process has, or will have, as the owner.
@@ -205,6 +225,7 @@ impl Successor {
             app_version: cut(who.app_version),
             wants,
             network_namespace,
+            state: false,
         }
     }
 
@@ -218,6 +239,7 @@ impl Successor {
             Input::Fault(what) => self.withdraw(Refusal::new("protocol", what), out),
             Input::Reserved(room) => self.reserved(room, out),
             Input::Arrived(count) => self.arrived(count, out),
+            Input::StateArrived => self.state_arrived(out),
             Input::Lied(why) => self.withdraw(why, out),
             Input::LinkLost => self.link_lost(out),
             Input::Died => {
@@ -264,6 +286,10 @@ impl Successor {
                 self.stage = Stage::Taking { offer };
                 self.take(out);
             }
+            // Its descriptor comes next, as an input of its own.
+            (Stage::Waiting { .. } | Stage::Taking { .. }, Message::State(_)) if self.state == StateSoFar::None => {
+                self.state = StateSoFar::Announced;
+            }
             // What a drain tells is for the status, and the driver keeps it to itself.
             (Stage::Owner, _) => {}
             // What it sent before it died may be read long afterwards, by a process that was stopped meanwhile and has
@@ -291,6 +317,7 @@ impl Successor {
             return self.withdraw(Refusal::new("protocol", "the numbers of the offer disagree"), out);
         }
         self.predecessor = Who { pid: offer.pid, app_version: cut(offer.app_version.clone()) };
+        self.offered_state = offer.state.clone();
         self.generation = offer.generation + 1;
         out.push(Output::Arm(Timer::Handshake, self.handshake));
         let none = offer.entries == 0;
@@ -342,6 +369,18 @@ impl Successor {
             self.received(out);
         } else {
             out.push(Output::Arm(Timer::Handshake, self.handshake));
+        }
+    }
+
+    /// The predecessor gives the lock back once it knows that its state is here.
+    fn state_arrived(&mut self, out: &mut Vec<Output>) {
+        let (Stage::Waiting { offer } | Stage::Taking { offer }) = &self.stage else { return };
+        if self.state != StateSoFar::Announced {
+            return self.withdraw(Refusal::new("protocol", "descriptors out of order"), out);
+        }
+        self.state = StateSoFar::Arrived;
+        if self.link {
+            out.push(Output::Send(Ack { descriptors: offer.descriptors + 1 }.into()));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Refusal, Who};
-use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity};
+use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
 use crate::protocol::predecessor::{self, Predecessor};
@@ -72,6 +72,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         app_version: "2.1.0".to_owned(),
         wants: Wants::Takeover,
         network_namespace: Some(1),
+        state: true,
     };
     let offer = Offer {
         version: 1,
@@ -86,6 +87,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         warm_up_ms: 600_000,
         backlog: Some(128),
         path_inode: Some((25, 1233)),
+        state: Some(StateKind { schema: "counter".to_owned(), version: 3 }),
     };
     let busy = Refusal {
         code: "busy".to_owned(),
@@ -100,6 +102,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         dropped: vec!["spool".to_owned()],
         missing: vec!["old".to_owned()],
     };
+    let state = State { schema: "counter".to_owned(), version: 3, length: 9, checksum: Some(0xcbf4_3926) };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -131,7 +134,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
     };
     BTreeMap::from([
         ("hello", Message::from(hello.clone())),
-        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, ..hello }.into()),
+        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, ..hello }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
         ("entries", Entries { entries: vec![web, admin, spool] }.into()),
@@ -140,6 +143,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ack", Ack { descriptors: 7 }.into()),
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
+        ("state", state.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8 }.into()),
         ("confirmed", Confirmed {}.into()),
@@ -362,8 +366,10 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
     let takeover = field(&status, "takeover");
+    let offer = sample("offer");
     let nested = [
         ("who", field(&refused, "who")),
+        ("state-kind", field(&offer, "state")),
         ("entry", field(&entries, "entries")),
         ("file", field(field(&entries, "entries"), "file")),
         ("socket", field(field(&entries, "entries"), "socket")),

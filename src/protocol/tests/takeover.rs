@@ -37,8 +37,9 @@ fn measure(app: App) -> ([usize; 2], [usize; 2]) {
 }
 
 /// The applications that the tests below run with.
-fn apps() -> [App; 2] {
-    [App::default(), App { exclusive: false, drain: Duration::ZERO, ..App::default() }]
+fn apps() -> [App; 3] {
+    let plain = App { exclusive: false, state: false, drain: Duration::ZERO, ..App::default() };
+    [App::default(), App { state: false, ..App::default() }, plain]
 }
 
 /// Whatever has happened: in the end one process owns and rests, and whoever comes next takes over from it.
@@ -307,7 +308,7 @@ fn a_process_that_drains_stays_out_of_the_takeovers_after_it() {
 /// The same for a predecessor that never heard `Owning`: the one that it waits for has owned meanwhile.
 #[test]
 fn a_process_that_waits_stays_out_of_the_takeovers_after_it() {
-    let app = App { exclusive: false, ..App::default() };
+    let app = App { exclusive: false, state: false, ..App::default() };
     let (outputs, carried) = measure(app);
     for after in 1..=outputs[NEW] {
         let mut world = serving(app, 0);
@@ -346,7 +347,7 @@ fn a_process_that_waits_comes_back_for_the_one_it_waits_for() {
 /// Two that wait, each for the one that came after it, must not bar each other when the last one dies.
 #[test]
 fn two_processes_that_wait_are_not_in_each_others_way() {
-    let app = App { exclusive: false, ..App::default() };
+    let app = App { exclusive: false, state: false, ..App::default() };
     let (_, carried) = measure(app);
     let mut world = serving(app, 0);
     for next in [1, 2] {
@@ -381,9 +382,10 @@ proptest! {
         blows in prop::collection::vec((0usize..5, 0usize..90, blow()), 0..4),
         trouble in prop::option::of((0usize..2, 0usize..12, 0u64..30_000)),
         exclusive: bool,
+        state: bool,
         drain in 0u64..40_000,
     ) {
-        let app = App { exclusive, drain: Duration::from_millis(drain), ..App::default() };
+        let app = App { exclusive, state: exclusive && state, drain: Duration::from_millis(drain), ..App::default() };
         let mut world = serving(app, seed);
         if let Some((direction, nth, millis)) = trouble {
             let late = Trouble::Delay(Duration::from_millis(millis));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, FileIdentity, Kind};
-use crate::protocol::message::{Entries, Message, Ready, Wants};
+use crate::protocol::message::{Entries, Hello, Message, Ready, State, Wants};
 use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Reason};
 use crate::protocol::starter::{self, Lease, Starter};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
@@ -29,6 +29,8 @@ const SPIN: usize = 300_000;
 pub(super) struct App {
     pub(super) exclusive: bool,
     pub(super) warm_up: Duration,
+    /// Whether it hands its state on, and takes its predecessor's.
+    pub(super) state: bool,
     /// How long it takes to let go of exclusive work; `None`: it never answers.
     pub(super) release: Option<Duration>,
     /// How long its last request takes.
@@ -40,6 +42,7 @@ impl Default for App {
     fn default() -> App {
         App {
             exclusive: true,
+            state: true,
             warm_up: Duration::from_secs(3),
             release: Some(Duration::from_millis(50)),
             drain: Duration::from_millis(2500),
@@ -126,6 +129,8 @@ struct LockFile {
     shared: BTreeSet<Pid>,
     generation: u64,
     nonce: u64,
+    /// The takeover for which it was last unlocked, where a state went before.
+    stateful: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +155,8 @@ pub(super) struct Process {
     family: bool,
     entries: u32,
     listed: u32,
+    /// Its predecessor's state: announced, and here.
+    state: Option<bool>,
     elder: Option<Pid>,
     /// Deaths that its pidfds have told of.
     mourned: BTreeSet<(LinkId, Pid)>,
@@ -218,6 +225,7 @@ impl World {
             family: false,
             entries: 0,
             listed: 0,
+            state: None,
             elder: None,
             mourned: BTreeSet::new(),
             notes: Vec::new(),
@@ -457,9 +465,17 @@ impl World {
             self.processes[pid].timers.remove(&Key::Peer(link));
             return self.owner(pid, predecessor::Input::Message(link as u64, message));
         }
+        let process = &mut self.processes[pid];
         let input = match message {
+            Message::Descriptors(_) if process.state == Some(false) => {
+                process.state = Some(true);
+                successor::Input::StateArrived
+            }
+            Message::State(_) if process.state.is_none() => {
+                process.state = Some(false);
+                successor::Input::Message(message)
+            }
             Message::Descriptors(count) => {
-                let process = &mut self.processes[pid];
                 if process.app.wants == Wants::Takeover && !process.family {
                     process.family = true;
                     process.elder = self.links[link].ends[1];
@@ -536,7 +552,12 @@ impl World {
                 if process.released {
                     process.runs_exclusive_work = false;
                 }
-                self.owner(pid, predecessor::Input::AppReleased);
+                let released = if process.app.state {
+                    predecessor::Input::AppReleasedWith(State { schema: "count".to_owned(), ..State::default() })
+                } else {
+                    predecessor::Input::AppReleased
+                };
+                self.owner(pid, released);
             }
             Key::Drain => process.drained = true,
         }
@@ -639,6 +660,7 @@ impl World {
         self.processes[pid].accepting = false;
         self.processes[pid].entries = 0;
         self.processes[pid].listed = 0;
+        self.processes[pid].state = None;
         if self.file.owner == Some(pid) {
             self.file.owner = None;
         }
@@ -773,7 +795,8 @@ impl World {
             starter::Output::Join => {
                 let nonce = 1000 + self.links.len() as u64;
                 let who = Who { pid: pid as u32, app_version: String::new() };
-                let hello = Successor::hello(nonce, who, process.app.wants, None);
+                let state = process.app.state;
+                let hello = Hello { state, ..Successor::hello(nonce, who, process.app.wants, None) };
                 let mut out = Vec::new();
                 let deadlines = Deadlines::default();
                 process.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
@@ -824,6 +847,9 @@ impl World {
                 let lock = if !self.lock_owner(pid) {
                     Lock::Busy
                 } else if self.file.generation == generation && (self.file.nonce == nonce || self.file.nonce == 0) {
+                    let process = &self.processes[pid];
+                    let lost = self.file.stateful == Some(nonce) && process.app.state && process.state != Some(true);
+                    assert!(!lost, "{pid} owns without the state that was given up for it: {process:#?}");
                     Lock::Taken
                 } else {
                     self.file.owner = None;
@@ -925,6 +951,10 @@ impl World {
                 }
                 self.send(pid, link, Message::Descriptors(count));
             }
+            Output::SendState(peer, state) => {
+                self.send(pid, peer as LinkId, state.into());
+                self.send(pid, peer as LinkId, Message::Descriptors(1));
+            }
             Output::Tell { .. } => {}
             Output::Close(peer) => self.close(pid, peer as LinkId),
             Output::JoinTakeover => {
@@ -939,6 +969,7 @@ impl World {
             Output::Unlock => {
                 assert_eq!(self.file.owner, Some(pid), "unlocks what it does not have");
                 self.file.owner = None;
+                self.file.stateful = process.app.state.then_some(self.file.nonce);
             }
             Output::Claim(claim) => {
                 let found = self.reclaim(pid, claim);
