@@ -292,8 +292,9 @@ impl Actor {
         for uid in command["allow_uids"].as_array().into_iter().flatten() {
             handoff = handoff.allow_uid(uid.as_u64().unwrap() as u32);
         }
-        self.stopper = Some(handoff.stopper()?);
+        let stopper = handoff.stopper()?;
         let joining = if self.option("rehearsal") { handoff.begin_rehearsal()? } else { handoff.begin()? };
+        self.stopper = Some(stopper);
         self.stage = Stage::Joining(joining);
         Ok(json!(true))
     }

@@ -52,6 +52,10 @@ fn run(sides: &[Side], faults: impl Fn(Call) -> Vec<Fault>) {
     assert!(table.failures().is_empty(), "{}", table.failures().join("\n"));
 }
 
+fn errors(call: Call) -> Vec<Fault> {
+    call.errors.iter().map(|errno| Fault::Error(errno)).collect()
+}
+
 fn violence(_: Call) -> Vec<Fault> {
     vec![Fault::Kill, Fault::Stop, Fault::Pause]
 }
@@ -66,10 +70,14 @@ fn a_predecessor_that_is_killed_or_stopped_at_any_point_costs_nothing_once_its_d
     run(&[Side::Predecessor], violence);
 }
 
+/// Errors that pass were once the end of a takeover, or left an owner that nobody could ask.
+#[test]
+fn an_error_of_a_call_ends_no_service() {
+    run(&[Side::Predecessor, Side::Successor], errors);
+}
+
 #[test]
 #[ignore = "the full product, which takes minutes: see the module"]
 fn every_fault_at_every_point_of_both_sides() {
-    run(&[Side::Predecessor, Side::Successor], |call| {
-        FAULTS.into_iter().chain(call.errors.iter().map(|errno| Fault::Error(errno))).collect()
-    });
+    run(&[Side::Predecessor, Side::Successor], |call| FAULTS.into_iter().chain(errors(call)).collect());
 }

@@ -58,9 +58,11 @@ pub(crate) const CALLS: [Call; 30] = [
     call("pread64", &["EIO", "EINTR"]),
     call("prlimit64", &["EPERM"]),
     call("pwrite64", &["EIO", "ENOSPC", "EINTR"]),
-    call("recvmsg", &["ENOMEM", "ECONNRESET", "EINTR"]),
-    call("sendmsg", &["ETOOMANYREFS", "ENOMEM", "EAGAIN", "EINTR"]),
-    call("sendto", &["ENOMEM", "EAGAIN", "EINTR"]),
+    // No ECONNRESET here and no EPIPE below: the kernel gives them where the other side has closed, which kills do. No
+    // EAGAIN: it comes with an event when that has passed, which strace cannot send.
+    call("recvmsg", &["ENOMEM", "EINTR"]),
+    call("sendmsg", &["ETOOMANYREFS", "ENOMEM", "EINTR"]),
+    call("sendto", &["ENOBUFS", "ENOMEM", "EINTR"]),
     call("setsockopt", &["ENOPROTOOPT", "ENOMEM"]),
     call("socket", &["EMFILE", "ENOBUFS"]),
     call("statx", &["EIO", "EACCES"]),
