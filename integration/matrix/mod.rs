@@ -12,8 +12,8 @@
 //! killed, and that the next takeover goes through under the same load. The one exception is a predecessor that is killed
 //! before its descriptors have left it: the successor then binds anew.
 //!
-//! The ordinary tests run every point of both sides with `kill`, `stop` and `pause`. The full product, with errors,
-//! delays, exits and late wakes, is
+//! The ordinary tests run every point of both sides with `kill`, `stop`, `late` and `pause`, and every error. The full
+//! product, with delays, exits and deaths after the call as well, is
 //!
 //! ```sh
 //! cargo test --test integration matrix -- --ignored --nocapture
@@ -57,7 +57,7 @@ fn errors(call: Call) -> Vec<Fault> {
 }
 
 fn violence(_: Call) -> Vec<Fault> {
-    vec![Fault::Kill, Fault::Stop, Fault::Pause]
+    vec![Fault::Kill, Fault::Stop, Fault::Late, Fault::Pause]
 }
 
 #[test]
