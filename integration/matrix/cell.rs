@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,19 +10,17 @@ use serde_json::{Value, json};
 
 use super::crowd::{Accepted, Crowd, Lost};
 use super::fault::Fault;
+use super::player::Player;
 use super::point::{Point, Side};
 use super::strace::Strace;
 use crate::actor::EXITED;
-use crate::puppet::{PATIENCE, Puppet, Scene, merge};
+use crate::puppet::{PATIENCE, Scene};
 use crate::visitor;
 
 /// How often a state is looked at that no event tells of.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 /// How long a successor is waited for that does not notice the end of its predecessor.
 const NOTICED: Duration = Duration::from_millis(500);
-/// How long an owner with nothing to do is watched, and how much of that time it may run: a spin takes all of it.
-const WATCHED: Duration = Duration::from_millis(60);
-const RESTLESS: Duration = Duration::from_millis(20);
 
 /// What came of a run in which everything held.
 pub(crate) enum Held {
@@ -72,126 +69,6 @@ fn is_of_a_name(letter: char) -> bool {
 /// Whether a batch of descriptors has left: there is one, as the service has few.
 fn has_sent(line: &str) -> bool {
     line.starts_with("sendmsg(") && line.contains("SCM_RIGHTS") && line.contains(") = 16")
-}
-
-/// A puppet, and what is known of it.
-struct Player {
-    puppet: Puppet,
-    thread: u64,
-    log: PathBuf,
-    /// What its descriptors led to before it took part.
-    blank: Vec<String>,
-    /// It was told something, and has not answered to that.
-    asked: bool,
-    /// It has something in flight, so that it does not leave yet.
-    lease: bool,
-    /// This run has ended it.
-    killed: bool,
-    /// Its attempt was over before another was ended.
-    gave_up: bool,
-}
-
-impl Player {
-    fn new(scene: &Scene, number: u32) -> Player {
-        let mut puppet = Puppet::new();
-        let log = scene.path(&format!("accepted/{number}"));
-        puppet.ask(json!({"do": "exit-on-term"}));
-        puppet.ask(json!({"do": "service", "log": log}));
-        let thread = puppet.ask(json!({"do": "thread"}))["ok"].as_u64().unwrap();
-        let mut player = Player {
-            puppet,
-            thread,
-            log,
-            blank: Vec::new(),
-            asked: false,
-            lease: false,
-            killed: false,
-            gave_up: false,
-        };
-        player.blank = player.kinds();
-        player
-    }
-
-    fn begin(&mut self, scene: &Scene, version: &str, more: Value) {
-        let mut command = scene.begin(
-            version,
-            json!({
-                "claims": [
-                    {"kind": "tcp", "name": "web", "address": "127.0.0.1:0"},
-                    {"kind": "tcp", "name": "queue", "address": "127.0.0.1:0"},
-                ],
-                "accept": false,
-                "exclusive": true,
-                "progress_ms": 1500,
-                "release_ms": 1000,
-            }),
-        );
-        merge(&mut command, more);
-        self.puppet.tell(&command);
-        self.asked = true;
-    }
-
-    /// Lets it leave.
-    fn end_lease(&mut self) {
-        if std::mem::take(&mut self.lease) {
-            self.puppet.tell(&json!({"do": "end-lease"}));
-            self.asked = true;
-        }
-    }
-
-    /// What its descriptors lead to, without numbers, and without the name of its own log.
-    fn kinds(&mut self) -> Vec<String> {
-        let found = self.puppet.ask(json!({"do": "descriptors"}));
-        let log = self.log.display().to_string();
-        let mut kinds: Vec<String> = found["ok"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|descriptor| descriptor.as_str().unwrap().split_once(' ').unwrap().1)
-            .map(|link| if link == log { "log" } else { link.split(":[").next().unwrap() }.to_owned())
-            .collect();
-        kinds.sort();
-        kinds
-    }
-
-    /// Whether its attempt is over: it could not even begin, or it said that it failed.
-    fn failed(&mut self) -> bool {
-        if self.asked
-            && let Some(answer) = self.puppet.heard()
-        {
-            self.asked = false;
-            self.gave_up |= answer.get("error").is_some();
-        }
-        self.gave_up |= self.puppet.has_said("failed");
-        self.gave_up
-    }
-
-    /// Where it is in its life; `None` where that is over.
-    fn state(&mut self) -> Option<Value> {
-        if self.asked {
-            let answer = self.puppet.answer_if_alive()?;
-            self.asked = false;
-            self.gave_up |= answer.get("error").is_some();
-        }
-        self.puppet.ask_if_alive(json!({"do": "state"})).map(|state| state["ok"].clone())
-    }
-
-    /// Whether the thread of the handoff is in this state: `S` where it waits, `T` where it is stopped (proc(5)).
-    fn is(&self, state: char) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/task/{}/stat", self.puppet.pid(), self.thread));
-        // The name before it may have any letters in it.
-        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state)))
-    }
-
-    /// For how long all its threads have run so far.
-    fn ran(&self) -> Duration {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.puppet.pid())).unwrap();
-        let times = tasks.flatten().filter_map(|task| {
-            let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            times.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(times.sum())
-    }
 }
 
 /// The processes of a run and their clients.
@@ -295,7 +172,7 @@ impl Cell {
             thread::sleep(LOOK);
         }
         if !self.players[SECOND].gave_up {
-            self.crowd_flows_on_kept_connections_of(SECOND);
+            self.serves(SECOND);
             self.third();
         }
     }
@@ -336,8 +213,8 @@ impl Cell {
         self.players.push(third);
     }
 
-    /// New connections are served, those that a stopped process keeps are not.
-    fn crowd_flows_on_kept_connections_of(&mut self, player: usize) {
+    /// It owns, and a new connection is served.
+    fn serves(&mut self, player: usize) {
         assert!(
             self.players[player].state().is_some_and(|state| state["owner"] == true),
             "it served, and does not own"
@@ -384,15 +261,12 @@ impl Cell {
 
         // The survivor has what an owner had before, and those that gave up have what they had.
         let lacking = matches!(fault, Fault::Error(_));
-        settles(&mut players[owner], &owning, lacking);
+        players[owner].settles(&owning, lacking);
         for player in players.iter_mut().filter(|player| player.gave_up && !player.killed) {
             let blank = player.blank.clone();
-            settles(player, &blank, false);
+            player.settles(&blank, false);
         }
-        let ran = players[owner].ran();
-        assert!(players[owner].puppet.is_silent_for(WATCHED), "an owner with nothing to do has something to say");
-        let ran = players[owner].ran() - ran;
-        assert!(ran < RESTLESS, "an owner with nothing to do ran for {ran:?} of {WATCHED:?}");
+        players[owner].rests();
 
         // The next takeover, again under load.
         let crowd = Crowd::on(&address);
@@ -407,7 +281,7 @@ impl Cell {
         crowd.flows(2);
         let lost = crowd.stop();
         assert!(lost.is_empty(), "in the next takeover: {}", words(&lost));
-        settles(&mut next, &owning, false);
+        next.settles(&owning, false);
         players.push(next);
         for player in &players {
             assert!(!player.puppet.log().contains("panicked"), "a panic");
@@ -438,7 +312,7 @@ impl Cell {
         let lost = crowd.stop();
         assert!(lost.is_empty(), "after a new start: {}", words(&lost));
         next.state();
-        settles(&mut next, &self.owning, false);
+        next.settles(&self.owning, false);
         "the last of its family died"
     }
 
@@ -538,26 +412,4 @@ fn explain(lost: &[Lost], players: &mut [Player]) {
 
 fn words(lost: &[Lost]) -> String {
     lost.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// Waits until a process has these descriptors and no others: the end of its clients is no event. After an error it may
-/// lack what it could not have, and does without.
-fn settles(player: &mut Player, wanted: &[String], lacking: bool) {
-    let end = Instant::now() + Duration::from_secs(5);
-    loop {
-        let found = player.kinds();
-        let mut left = wanted.to_vec();
-        let allowed = found.iter().all(|one| {
-            let at = left.iter().position(|other| other == one);
-            at.map(|at| left.swap_remove(at)).is_some()
-        });
-        if allowed && (lacking || left.is_empty()) {
-            return;
-        }
-        if Instant::now() > end {
-            let connections = player.puppet.ask(json!({"do": "connections"}))["ok"].clone();
-            panic!("descriptors, with {connections} connections:\n{found:?}, where there were\n{wanted:?}");
-        }
-        thread::sleep(LOOK);
-    }
 }

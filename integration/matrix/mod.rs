@@ -24,6 +24,7 @@
 mod cell;
 mod crowd;
 mod fault;
+mod player;
 mod point;
 mod schedule;
 mod strace;
