@@ -20,8 +20,14 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, send};
 use serde_json::{Value, json};
 
+use crate::service::Service;
+
 /// What the lines of a puppet begin with, among those of the test harness.
 pub(crate) const MARK: &str = "@ ";
+/// The code with which a puppet ends itself that was told `exit-on-term`.
+pub(crate) const EXITED: i32 = 70;
+/// The name of the listener that a service serves.
+const SERVED: &str = "web";
 
 /// Prints the open descriptors of this process, and ends it.
 pub(crate) fn tell_descriptors() -> ! {
@@ -122,6 +128,8 @@ struct Actor {
     /// Whether the accept loop runs: it does between `serving` and `leave`, unless the options say otherwise.
     accepting: bool,
     cancel_after: Option<u64>,
+    /// Serves what is claimed as `web`, where a test wants connections that are kept.
+    service: Option<Service>,
 }
 
 impl Actor {
@@ -152,8 +160,8 @@ impl Actor {
                 Stage::Idle | Stage::Starting(_) => {}
             }
             if self.accepting {
-                let listeners = self.claimed.values().filter(|claimed| claimed.accepts());
-                waiting.extend(listeners.map(|claimed| PollFd::new(claimed.fd(), PollFlags::POLLIN)));
+                let listeners = self.accepted().map(|claimed| PollFd::new(claimed.fd(), PollFlags::POLLIN));
+                waiting.extend(listeners);
             }
             // A cancel that is due comes, whether anything else does or not.
             let timeout = if self.cancel_after.is_some() { PollTimeout::ZERO } else { PollTimeout::NONE };
@@ -281,6 +289,16 @@ impl Actor {
             "descriptors" => return Ok(json!(descriptors())),
             "inheritable" => return Ok(json!(inheritable())),
             "child" => return Ok(child()),
+            "service" => self.service = Some(Service::new(text("log").as_ref())),
+            "connections" => return Ok(json!(self.service.as_ref().map(Service::connections))),
+            // SIGTERM becomes an exit of this process by itself.
+            "exit-on-term" => {
+                let at_once = Arc::new(std::sync::atomic::AtomicBool::new(true));
+                let term = signal_hook::consts::SIGTERM;
+                signal_hook::flag::register_conditional_shutdown(term, EXITED, at_once).unwrap();
+            }
+            "thread" => return Ok(json!(nix::unistd::gettid().as_raw())),
+            "state" => return Ok(self.state()),
             "limit" => {
                 let (soft, hard) = (command["soft"].as_u64().unwrap(), command["hard"].as_u64().unwrap());
                 setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
@@ -323,8 +341,9 @@ impl Actor {
         for uid in command["allow_uids"].as_array().into_iter().flatten() {
             handoff = handoff.allow_uid(uid.as_u64().unwrap() as u32);
         }
-        self.stopper = Some(handoff.stopper()?);
+        let stopper = handoff.stopper()?;
         let joining = if self.option("rehearsal") { handoff.begin_rehearsal()? } else { handoff.begin()? };
+        self.stopper = Some(stopper);
         self.stage = Stage::Joining(joining);
         Ok(json!(true))
     }
@@ -435,6 +454,7 @@ impl Actor {
                         tell("serving", json!({"generation": serving.generation(), "addresses": addresses}));
                         self.accepting = self.options["accept"].as_bool().unwrap_or(true);
                         self.stage = Stage::Serving(serving);
+                        self.serve();
                     }
                     Err(error) => {
                         drop(committing);
@@ -468,6 +488,7 @@ impl Actor {
                             tell("resumed", json!({"generation": serving.generation()}));
                             self.accepting = true;
                             self.stage = Stage::Serving(serving);
+                            self.serve();
                         }
                         Err(_) => panic!("drained is not drained"),
                     },
@@ -527,6 +548,7 @@ impl Actor {
             Event::Resume => {
                 tell("resume", json!({"generation": self.serving().generation()}));
                 self.accepting = true;
+                self.serve();
             }
             Event::Leave(reason) => {
                 let stopped = reason == Reason::Stopped;
@@ -535,6 +557,7 @@ impl Actor {
                     self.accept();
                 }
                 self.accepting = false;
+                self.service.iter_mut().for_each(Service::leave);
                 tell("leave", json!({"reason": if stopped { "stopped" } else { "successor" }}));
                 if self.options["drain"].as_bool().unwrap_or(true) {
                     let Stage::Serving(serving) = std::mem::take(&mut self.stage) else { return Ok(()) };
@@ -554,6 +577,7 @@ impl Actor {
     /// Lets go of everything.
     fn clear(&mut self) {
         self.stage = Stage::Idle;
+        self.service.iter_mut().for_each(Service::close);
         self.claimed.clear();
         self.stopper = None;
         self.accepting = false;
@@ -567,11 +591,44 @@ impl Actor {
         let Stage::Serving(serving) = &self.stage else { return };
         let version = self.options["version"].as_str().unwrap_or_default();
         let line = format!("{version} {} {}\n", serving.generation(), std::process::id());
-        for claimed in self.claimed.values().filter(|claimed| claimed.accepts()) {
+        for claimed in self.accepted() {
             while let Ok(stream) = accept4(claimed.fd(), SockFlag::SOCK_CLOEXEC) {
                 let _ = send(std::os::fd::AsRawFd::as_raw_fd(&stream), line.as_bytes(), MsgFlags::MSG_NOSIGNAL);
             }
         }
+    }
+
+    /// The listeners that are accepted from here, and not by the service.
+    fn accepted(&self) -> impl Iterator<Item = &Claimed> {
+        let served = self.service.as_ref().map(|_| SERVED);
+        self.claimed
+            .iter()
+            .filter(move |(name, claimed)| Some(name.as_str()) != served && claimed.accepts())
+            .map(|(_, claimed)| claimed)
+    }
+
+    /// Gives the listener to the service, with a lease for as long as it has connections.
+    fn serve(&mut self) {
+        let (Some(service), Stage::Serving(serving)) = (&mut self.service, &self.stage) else { return };
+        let Some(Claimed::Tcp(listener)) = self.claimed.get(SERVED) else { return };
+        let version = self.options["version"].as_str().unwrap_or_default();
+        let line = format!("{version} {} {}", serving.generation(), std::process::id());
+        service.open(listener.clone(), line, serving.lease());
+    }
+
+    /// Where this process is in its life, at any stage of it.
+    fn state(&self) -> Value {
+        let address = self.claimed.get(SERVED).and_then(Claimed::address);
+        let (stage, status) = match &self.stage {
+            Stage::Idle => ("idle", None),
+            Stage::Joining(_) => ("joining", None),
+            Stage::Starting(starting) => ("starting", Some(starting.status())),
+            Stage::Committing(_) => ("committing", None),
+            Stage::Serving(serving) => ("serving", Some(serving.status())),
+            Stage::Draining(_) => ("draining", None),
+        };
+        let owner = matches!(&self.stage, Stage::Serving(serving) if serving.is_owner());
+        json!({"stage": stage, "owner": owner, "status": status, "address": address})
     }
 
     fn receive(&self, name: &str) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::peer::Peer;
 use crate::puppet::Scene;
 use crate::starting::settled;
 use crate::visitor::visit;
@@ -54,6 +55,19 @@ fn an_owner_that_resumed_has_what_it_had() {
         second.kill();
         first.event("resumed");
     }
+    assert_eq!(settled(&mut first, &before), before);
+}
+
+/// It gives up between the release and its lock, and its process lives on: here it is that of the test.
+#[test]
+fn an_owner_that_resumed_keeps_nothing_of_a_successor_that_lives() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({"exclusive": true}));
+    let before = first.ask(json!({"do": "descriptors"}));
+    let mut peer = Peer::connect(&scene);
+    peer.get_released();
+    drop(peer);
+    first.event("resume");
     assert_eq!(settled(&mut first, &before), before);
 }
 

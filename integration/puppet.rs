@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -222,31 +222,52 @@ impl Puppet {
         }
     }
 
-    /// Waits for what comes first: it says this (`true`), or its process ends (`false`).
-    #[track_caller]
-    pub(crate) fn says_or_dies(&mut self, event: &str) -> bool {
+    /// Sends a command and gives its answer; `None` where the process has ended.
+    pub(crate) fn ask_if_alive(&mut self, command: Value) -> Option<Value> {
+        self.tell(&command);
+        self.answer_if_alive()
+    }
+
+    /// The next answer; `None` where the process has ended.
+    pub(crate) fn answer_if_alive(&mut self) -> Option<Value> {
         let end = Instant::now() + PATIENCE;
-        loop {
-            if self.has_said(event) {
-                return true;
-            }
+        while self.answers.is_empty() {
             if !self.hear(end) {
-                assert!(Instant::now() < end, "it neither said {event:?} nor died");
-                return false;
+                assert!(Instant::now() < end, "the puppet did not answer; it said {:?}", self.events);
+                return None;
+            }
+        }
+        self.answers.pop_front()
+    }
+
+    /// The first answer that nobody has waited for, where there is one.
+    pub(crate) fn heard(&mut self) -> Option<Value> {
+        while let Ok(line) = self.lines.try_recv() {
+            self.sort(line);
+        }
+        self.answers.pop_front()
+    }
+
+    /// Whether its last word is said: the process is at its end.
+    pub(crate) fn is_over(&mut self) -> bool {
+        loop {
+            match self.lines.try_recv() {
+                Ok(line) => self.sort(line),
+                Err(nothing) => return nothing == TryRecvError::Disconnected,
             }
         }
     }
 
-    /// Whether it is alive and has acted on everything that it was told.
-    pub(crate) fn survives(&mut self) -> bool {
-        self.tell(&json!({"do": "nothing"}));
-        let end = Instant::now() + PATIENCE;
-        while self.answers.is_empty() {
-            if !self.hear(end) {
-                return false;
-            }
-        }
-        self.answers.pop_front().is_some()
+    /// What it has written to stderr.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// How the process ended, as it was seen after its last word; waits for that.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        let status = self.reaped.unwrap_or_else(|| self.child.wait().unwrap());
+        self.reaped = Some(status);
+        status
     }
 
     /// Whether it has said this; the event stays.

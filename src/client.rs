@@ -15,6 +15,8 @@ use crate::status::Status;
 
 /// The pause before another try where the owner's queue is full: the kernel has no event for that.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
+/// The pause before another try where the kernel is short of memory, in milliseconds: it has no event for that either.
+const SHORTAGE_PAUSE: u8 = 10;
 
 /// A connection to the control socket of a service.
 #[derive(Debug)]
@@ -117,7 +119,8 @@ impl Client {
                 Flush::Empty => return Ok(()),
                 // It may have said why before it hung up.
                 Flush::Broken => return Ok(()),
-                Flush::Blocked | Flush::Crowded => self.wait(PollFlags::POLLOUT, Some(end))?,
+                Flush::Blocked => self.wait(PollFlags::POLLOUT, Some(end))?,
+                Flush::Crowded => self.wait_for_room(PollFlags::POLLOUT, Some(end))?,
             }
         }
     }
@@ -129,11 +132,19 @@ impl Client {
                     return Message::decode(&frame).map_err(|fault| Error::Misbehaved(fault.to_string()));
                 }
                 Incoming::Blocked => self.wait(PollFlags::POLLIN, end)?,
+                Incoming::Crowded => self.wait_for_room(PollFlags::POLLIN, end)?,
                 Incoming::End => return Err(Error::HungUp),
                 Incoming::Fault(what) => return Err(Error::Misbehaved(what)),
                 Incoming::NoRoom => return Err(Error::Misbehaved("descriptors where none belong".to_owned())),
             }
         }
+    }
+
+    /// The kernel is short of something; the socket itself would be ready.
+    fn wait_for_room(&self, flags: PollFlags, end: Option<Instant>) -> Result<()> {
+        // Without descriptors poll(2) only waits.
+        let _ = poll(&mut [], SHORTAGE_PAUSE);
+        self.wait(flags, end)
     }
 
     fn wait(&self, flags: PollFlags, end: Option<Instant>) -> Result<()> {

@@ -27,6 +27,8 @@ pub(crate) enum Incoming {
     Frame(Frame, Vec<OwnedFd>),
     /// Nothing more at the moment.
     Blocked,
+    /// The kernel had no memory for the receive; no event tells when that has passed.
+    Crowded,
     /// The other side has closed, or the connection broke.
     End,
     /// Not a frame of this protocol.
@@ -42,7 +44,7 @@ pub(crate) enum Flush {
     Empty,
     /// The socket is full; the poller tells when it is not.
     Blocked,
-    /// Too many descriptors of this user are in flight; no event tells when that has passed.
+    /// Too many descriptors of this user are in flight, or the kernel has no memory; no event tells when that has passed.
     Crowded,
     /// The connection broke.
     Broken,
@@ -96,6 +98,7 @@ impl Connection {
             let received = match receiver.receive(&self.stream, self.assembler.space()) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Incoming::Blocked,
+                Err(error) if is_shortage(&error) => return Incoming::Crowded,
                 // ECONNRESET comes after the last words of a peer that died with unread bytes: they were read above.
                 Err(_) => return Incoming::End,
             };
@@ -167,7 +170,7 @@ impl Connection {
             match sent {
                 Ok(count) => chunk.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
-                Err(error) if error.raw_os_error() == Some(nix::libc::ETOOMANYREFS) => return Flush::Crowded,
+                Err(error) if is_shortage(&error) => return Flush::Crowded,
                 Err(_) => return Flush::Broken,
             }
             if chunk.written == chunk.bytes.len() {
@@ -191,4 +194,10 @@ impl Connection {
     pub(crate) fn unwritten(&self) -> usize {
         self.outgoing.iter().map(|chunk| chunk.bytes.len() - chunk.written).sum()
     }
+}
+
+/// Whether the kernel lacks something that it will have again: such a connection is not broken.
+fn is_shortage(error: &io::Error) -> bool {
+    use nix::libc::{ENOBUFS, ENOMEM, ETOOMANYREFS};
+    error.raw_os_error().is_some_and(|errno| [ENOBUFS, ENOMEM, ETOOMANYREFS].contains(&errno))
 }

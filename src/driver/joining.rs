@@ -7,7 +7,7 @@ use std::time::Duration;
 use log::{info, warn};
 use mio::Interest;
 
-use super::{CONTROL, Driver, Key, Notice, Work};
+use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Refusal, Result};
 use crate::lock::{self, LockDescription, lock_path};
@@ -454,7 +454,11 @@ impl Driver {
             .and_then(|()| self.poller.watch((*control).as_fd(), CONTROL, Interest::READABLE));
         match watched {
             Ok(()) => self.family.accepting = true,
-            Err(error) => log::error!("cannot listen on the control socket: {error}"),
+            Err(error) => {
+                // Without it there is no next takeover, and nothing else would bring us back.
+                log::error!("cannot listen on the control socket: {error}");
+                self.poller.arm(Key::Accept, LISTEN_PAUSE);
+            }
         }
     }
 

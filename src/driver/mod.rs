@@ -57,8 +57,10 @@ const FIRST_PEER: usize = 16;
 
 /// How many frames of one peer are read before the others have their turn.
 const FRAMES_IN_A_TURN: usize = 64;
-/// How long until a send is tried again that the kernel refused for too many descriptors in flight.
+/// How long until a send or a receive is tried again that the kernel had no room for.
 const CROWDED_PAUSE: Duration = Duration::from_millis(10);
+/// How long until an owner whose control listener could not be registered tries again.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 /// How long until the control listener is accepted from again after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -102,7 +104,7 @@ enum Key {
     Predecessor(Timer),
     /// A client's next word, his reading on, or the last words to a connection that is being closed.
     Peer(Peer),
-    /// A send that the kernel refused for the moment.
+    /// A send or a receive that the kernel refused for the moment.
     Crowded(Peer),
     Accept,
     Drain,
@@ -366,8 +368,10 @@ impl Driver {
                 self.forget_peer(peer);
                 self.owner(predecessor::Input::Gone(peer));
             }
-            Key::Crowded(peer) => self.flush(peer),
-            Key::Accept => self.accept(),
+            Key::Crowded(peer) => self.talk(peer),
+            Key::Accept if self.family.accepting => self.accept(),
+            Key::Accept if self.owns() => self.start_control(),
+            Key::Accept => {}
             // The drain itself looks at whether its deadline is still armed.
             Key::Drain => {}
         }

@@ -130,6 +130,10 @@ impl Driver {
                 Output::Record { generation, nonce } => self.record(generation, nonce),
                 Output::StopControl => self.stop_control(),
                 Output::StartControl => {
+                    // This process owns again, so it does not matter any more whether that successor lives.
+                    if let Some((_, pidfd)) = self.heir_pidfd.take() {
+                        self.poller.forget(pidfd.as_fd());
+                    }
                     self.start_control();
                     // What does not listen is in the log and in the report.
                     let _ = self.listen_all();
