@@ -148,6 +148,9 @@ impl Driver {
     fn found(&mut self) -> Result<()> {
         let control = control::found(&self.settings.path, &self.settings.policy)?;
         self.family.inode = listener::path_inode(&self.settings.path);
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.set_path_inode(self.family.inode);
+        }
         self.family.control = Some(Arc::new(control));
         self.family.founder = true;
         self.start_control();
