@@ -17,6 +17,7 @@ mod peer;
 mod peers;
 mod puppet;
 mod recorded;
+mod security;
 mod starting;
 mod steps;
 mod takeover;

@@ -56,7 +56,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
         if let Some(who) = &self.who {
-            write!(f, " (pid {}", who.pid)?;
+            match who.pid {
+                0 => f.write_str(" (pid unknown")?,
+                pid => write!(f, " (pid {pid}")?,
+            }
             if !who.app_version.is_empty() {
                 write!(f, ", version {}", who.app_version)?;
             }
@@ -117,6 +120,17 @@ pub enum PathProblem {
         /// Its owner.
         uid: u32,
     },
+    /// Somebody else can rename this folder, which is on the way to it, or change this link.
+    UnsafeWay {
+        /// The folder or the link.
+        at: PathBuf,
+    },
+    /// This user may not open it.
+    Denied,
+    /// It has a second name: a hard link, perhaps to something precious.
+    Linked,
+    /// Something is there that is not a plain file, which a lock file is.
+    NotPlain,
     /// A live process listens there that is not of this family: the lock file was replaced under it.
     Occupied,
 }
@@ -185,7 +199,7 @@ pub enum Error {
     },
     /// The process at the other end runs as a user that is not allowed.
     Stranger {
-        /// Its user id.
+        /// Its user id, 65534 where it has none in this user namespace.
         uid: u32,
     },
     /// The control path cannot be used as it is.
@@ -288,7 +302,12 @@ impl Error {
                 PathProblem::NotASocket => "not-a-socket",
                 PathProblem::Symlink => "symlink",
                 PathProblem::NotOurs { .. } => "not-ours",
-                PathProblem::SharedFolder { .. } | PathProblem::FolderNotOurs { .. } => "unsafe-folder",
+                PathProblem::SharedFolder { .. }
+                | PathProblem::FolderNotOurs { .. }
+                | PathProblem::UnsafeWay { .. } => "unsafe-folder",
+                PathProblem::Denied => "denied",
+                PathProblem::Linked => "linked",
+                PathProblem::NotPlain => "not-a-plain-file",
                 PathProblem::Occupied => "occupied",
             },
             Error::Name { problem, .. } => match problem {
@@ -337,9 +356,21 @@ impl Error {
                 PathProblem::SharedFolder { .. } => {
                     "use a folder that only its owner can write to, mode 700 or 755".to_owned()
                 }
-                PathProblem::NotASocket | PathProblem::Symlink | PathProblem::NotOurs { .. } => {
-                    "move it away, or use another path".to_owned()
+                PathProblem::FolderNotOurs { .. } => {
+                    "use a folder of this user or of root, or let its owner take part (allow_uid)".to_owned()
                 }
+                PathProblem::UnsafeWay { at } => {
+                    format!("chmod go-w {0}, or chown it to this user or to root, or use another folder", at.display())
+                }
+                PathProblem::Denied => {
+                    "run as the user that serves, or let the owner allow this uid or gid (allow_uid, allow_gid)"
+                        .to_owned()
+                }
+                PathProblem::NotASocket
+                | PathProblem::Symlink
+                | PathProblem::NotOurs { .. }
+                | PathProblem::Linked
+                | PathProblem::NotPlain => "move it away, or use another path".to_owned(),
                 PathProblem::Occupied => {
                     "the lock file was removed while its owner lives: stop that process first".to_owned()
                 }
@@ -432,6 +463,10 @@ impl fmt::Display for PathProblem {
             PathProblem::NotOurs { uid } => write!(f, "it belongs to uid {uid}"),
             PathProblem::SharedFolder { mode } => write!(f, "others can write to its folder (mode {mode:o})"),
             PathProblem::FolderNotOurs { uid } => write!(f, "its folder belongs to uid {uid}"),
+            PathProblem::UnsafeWay { at } => write!(f, "others can put something else in place of {}", at.display()),
+            PathProblem::Denied => f.write_str("permission denied"),
+            PathProblem::Linked => f.write_str("a file with a second name (a hard link) is there"),
+            PathProblem::NotPlain => f.write_str("something that is not a plain file is there"),
             PathProblem::Occupied => f.write_str("a live process that is not of this family listens there"),
         }
     }

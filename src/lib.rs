@@ -43,9 +43,9 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 
@@ -59,6 +59,8 @@ mod drain;
 mod driver;
 mod error;
 mod fdpass;
+mod folder;
+mod guests;
 mod handoff;
 mod listener;
 mod lock;

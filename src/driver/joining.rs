@@ -35,7 +35,7 @@ impl Driver {
                             starter::Input::Connected
                         }
                         Connect::Unreachable => {
-                            control::check_path(&self.settings.path, &self.settings.policy)?;
+                            control::check_path(&self.settings.path, &self.settings.guests)?;
                             if self.settings.wants == Wants::Rehearsal {
                                 return Err(Error::Nobody { path: self.settings.path.clone() });
                             }
@@ -76,8 +76,8 @@ impl Driver {
 
     /// The process that listens must be one of ours: it is about to be trusted with descriptors and with what they say.
     fn check_peer(&self, stream: &std::os::unix::net::UnixStream) -> Result<()> {
-        let (_, uid, gid) = control::peer_credentials(stream).map_err(|error| Error::io("ask who listens", error))?;
-        if self.settings.policy.admits(uid, gid) { Ok(()) } else { Err(Error::Stranger { uid }) }
+        let peer = control::peer_credentials(stream).map_err(|error| Error::io("ask who listens", error))?;
+        if self.settings.guests.admit(peer.uid, &peer.groups) { Ok(()) } else { Err(Error::Stranger { uid: peer.uid }) }
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
@@ -87,8 +87,7 @@ impl Driver {
         }
         let path = lock_path(&self.settings.path);
         let doing = |what: &str| format!("{what} {}", path.display());
-        let file = lock::open(&path, self.settings.policy.mode())
-            .map_err(|error| Error::io(doing("open the lock file"), error))?;
+        let file = lock::open(&path, &self.settings.guests)?;
         if lock::try_lease(&file).map_err(|error| Error::io(doing("lock"), error))? {
             if !lock::is_at(&file, &path).map_err(|error| Error::io(doing("look at"), error))? {
                 return Ok(Lease::Replaced);
@@ -146,7 +145,7 @@ impl Driver {
 
     /// The first of its family: replaces what is stale at the path and answers there that it is starting.
     fn found(&mut self) -> Result<()> {
-        let control = control::found(&self.settings.path, &self.settings.policy)?;
+        let control = control::found(&self.settings.path, &self.settings.guests)?;
         self.family.inode = listener::path_inode(&self.settings.path);
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_path_inode(self.family.inode);
@@ -457,6 +456,22 @@ impl Driver {
         match watched {
             Ok(()) => self.family.accepting = true,
             Err(error) => log::error!("cannot listen on the control socket: {error}"),
+        }
+        self.let_guests_in();
+    }
+
+    /// Opens control socket and lock file to the guests of this owner, and to those of no other.
+    fn let_guests_in(&self) {
+        let (path, guests) = (&self.settings.path, &self.settings.guests);
+        if let Some(inode) = self.family.inode
+            && let Err(error) = control::open_to(path, inode, guests)
+        {
+            warn!("cannot let others in at {}: {error}", path.display());
+        }
+        if let Some(lease) = &self.family.lease
+            && let Err(error) = lock::open_to(lease, guests)
+        {
+            warn!("cannot let others in at {}: {error}", lock_path(path).display());
         }
     }
 

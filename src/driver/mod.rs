@@ -27,9 +27,9 @@ use nix::sys::inotify::Inotify;
 
 use self::family::Family;
 use crate::connection::Connection;
-use crate::control::Policy;
 use crate::error::{Error, Result, Who};
 use crate::fdpass::Receiver;
+use crate::guests::Guests;
 use crate::manifest::{Check, Entry};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
@@ -68,7 +68,8 @@ pub(crate) struct Settings {
     pub(crate) exclusive: bool,
     pub(crate) holding: bool,
     pub(crate) drain_within: Duration,
-    pub(crate) policy: Policy,
+    /// Who may take part beside this user and root.
+    pub(crate) guests: Guests,
     pub(crate) allow_foreign_network_namespace: bool,
     pub(crate) deadlines: Deadlines,
     pub(crate) wants: Wants,

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, Key, Notice};
+use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
@@ -50,24 +51,28 @@ impl Driver {
 
     /// Decides who may speak, before a byte of his is read.
     fn admit(&mut self, stream: UnixStream) {
-        // The kernel refuses descriptors from a client, where it can; the reader refuses them everywhere.
+        let Ok(who) = control::peer_credentials(&stream) else { return };
+        if !self.settings.guests.admit(who.uid, &who.groups) {
+            let pid = who.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            warn!("refused uid {}, groups {:?} (pid {pid}) on the control socket", who.uid, who.groups);
+            // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
+            let mut stranger = Connection::new(stream, None);
+            let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
+            stranger.send(&Message::Refused(why));
+            stranger.flush();
+            return;
+        }
+        // Of a connection that was made before this owner listened.
         let _ = sys::refuse_descriptors(stream.as_fd());
         let pidfd = sys::peer_pidfd(stream.as_fd()).ok();
-        let Ok((pid, uid, gid)) = control::peer_credentials(&stream) else { return };
         while self.connections.len() >= MAX_CLIENTS {
             if !self.close_longest_silent() {
                 return;
             }
         }
-        let Ok(peer) = self.add_peer(stream, pidfd) else { return };
-        if self.settings.policy.admits(uid, gid) {
-            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-        } else {
-            warn!("refused uid {uid}, gid {gid} (pid {pid}) on the control socket");
-            let why = Refusal::new("stranger", format!("uid {uid} is not allowed"));
-            self.send(peer, &Message::Refused(why));
-            self.close_after_writing(peer);
-            self.flush(peer);
+        match self.add_peer(stream, pidfd) {
+            Ok(peer) => self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake),
+            Err(error) => warn!("{error}"),
         }
     }
 
