@@ -170,6 +170,8 @@ pub(crate) struct Driver {
     cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
+    /// Connections wait on the control socket of which no event will tell.
+    unaccepted: bool,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
     /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
     folder: Option<Inotify>,
@@ -214,6 +216,7 @@ impl Driver {
             changed: false,
             cause: None,
             unread: BTreeSet::new(),
+            unaccepted: false,
             receiver: Receiver::new(),
             spares: Spares::default(),
             folder: None,
@@ -237,7 +240,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        if !self.notices.is_empty() || !self.unread.is_empty() {
+        if !self.notices.is_empty() || !self.unread.is_empty() || self.unaccepted {
             self.wake.again();
         }
         self.set_timer()
@@ -250,6 +253,10 @@ impl Driver {
         // be read must win against the deadline that waited with it.
         for peer in std::mem::take(&mut self.unread) {
             self.talk(peer);
+            self.run()?;
+        }
+        if self.unaccepted {
+            self.accept();
             self.run()?;
         }
         // One round and no more: clients that talk all the time must not keep the deadlines waiting, nor the application.
@@ -277,8 +284,8 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if !self.unread.is_empty() {
-            // More frames wait than one turn may take: come back at once, after whoever polls us had his turn.
+        if !self.unread.is_empty() || self.unaccepted {
+            // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
         self.refill();

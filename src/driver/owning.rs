@@ -24,13 +24,19 @@ use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
+/// How many connections are accepted before others have their turn.
+const ACCEPTS_IN_A_TURN: usize = 128;
 /// How many entries or listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
     /// Takes all connections that wait on the control socket.
     pub(super) fn accept(&mut self) {
-        while self.family.accepting {
+        self.unaccepted = false;
+        for _ in 0..ACCEPTS_IN_A_TURN {
+            if !self.family.accepting {
+                return;
+            }
             let Some(listener) = self.family.control.clone() else { return };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(&*listener, flags) {
@@ -47,6 +53,7 @@ impl Driver {
                 }
             }
         }
+        self.unaccepted = true;
     }
 
     /// Decides who may speak, before a byte of his is read.
@@ -179,6 +186,7 @@ impl Driver {
             self.poller.forget((**control).as_fd());
         }
         self.family.accepting = false;
+        self.unaccepted = false;
         self.poller.disarm(Key::Accept);
     }
 
