@@ -13,6 +13,7 @@ mod faces;
 mod failure;
 mod kinds;
 mod layers;
+mod limits;
 mod peer;
 mod peers;
 mod puppet;

@@ -6,10 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use nix::libc::{ENOBUFS, ENOMEM, ETOOMANYREFS};
+
 use crate::fdpass::{self, Receiver};
 use crate::protocol::message::Message;
 use crate::shared::SharedFd;
 use crate::wire::{Assembler, Frame, Header};
+
+/// Where the sequence number is in a header.
+const SEQUENCE: std::ops::Range<usize> = 12..16;
 
 /// Bytes that wait to be written, or a header with descriptors.
 #[derive(Debug)]
@@ -42,7 +47,7 @@ pub(crate) enum Flush {
     Empty,
     /// The socket is full; the poller tells when it is not.
     Blocked,
-    /// Too many descriptors of this user are in flight; no event tells when that has passed.
+    /// Too many descriptors of this user are in flight, or the kernel has no memory; no event tells when that has passed.
     Crowded,
     /// The connection broke.
     Broken,
@@ -65,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) stale: bool,
     /// Close once everything is written.
     pub(crate) closing: bool,
+    /// Since when the kernel takes nothing, for want of something.
+    pub(crate) crowded: Option<Instant>,
     /// The process at the other end, where the kernel tells.
     pub(crate) pidfd: Option<OwnedFd>,
 }
@@ -81,6 +88,7 @@ impl Connection {
             watch: false,
             stale: false,
             closing: false,
+            crowded: None,
             pidfd,
         }
     }
@@ -167,14 +175,29 @@ impl Connection {
             match sent {
                 Ok(count) => chunk.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
-                Err(error) if error.raw_os_error() == Some(nix::libc::ETOOMANYREFS) => return Flush::Crowded,
+                Err(error) if passes(&error) => {
+                    self.crowded.get_or_insert_with(Instant::now);
+                    return Flush::Crowded;
+                }
                 Err(_) => return Flush::Broken,
             }
+            self.crowded = None;
             if chunk.written == chunk.bytes.len() {
                 self.outgoing.pop_front();
             }
         }
         Flush::Empty
+    }
+
+    /// Forgets what was queued and of which no byte is written yet.
+    pub(crate) fn discard_unsent(&mut self) {
+        let first = self.outgoing.iter().take_while(|chunk| chunk.written > 0).count();
+        // The next frame takes the number of the first that is gone: the other side counts.
+        let number = self.outgoing.get(first).and_then(|chunk| chunk.bytes.get(SEQUENCE)?.try_into().ok());
+        if let Some(number) = number {
+            self.sequence = u32::from_be_bytes(number);
+            self.outgoing.truncate(first);
+        }
     }
 
     /// Forgets what cannot be written any more.
@@ -190,5 +213,45 @@ impl Connection {
     /// How many bytes wait to be written.
     pub(crate) fn unwritten(&self) -> usize {
         self.outgoing.iter().map(|chunk| chunk.bytes.len() - chunk.written).sum()
+    }
+}
+
+/// Whether the kernel refused something for the moment only.
+fn passes(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(ETOOMANYREFS | ENOBUFS | ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::Confirmed;
+
+    /// A frame that is on its way stays whole, and the next one has the number that the other side expects.
+    #[test]
+    fn what_is_discarded_leaves_no_gap() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut writer, mut reader) = (Connection::new(ours, None), Connection::new(theirs, None));
+        writer.send(&Confirmed {}.into());
+        assert_eq!(writer.flush(), Flush::Empty);
+        let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
+        writer.send(&Confirmed {}.into());
+        writer.send_descriptors(vec![file.clone()]);
+        writer.send(&Confirmed {}.into());
+        writer.outgoing[0].written = 1;
+        assert_eq!(fdpass::send_bytes(&writer.stream, &writer.outgoing[0].bytes[..1]).unwrap(), 1);
+        writer.discard_unsent();
+        writer.send(&Confirmed {}.into());
+        writer.send_descriptors(vec![file]);
+        assert_eq!(writer.flush(), Flush::Empty);
+        let mut receiver = Receiver::new();
+        for number in 0..4 {
+            match reader.read(&mut receiver) {
+                Incoming::Frame(frame, descriptors) => {
+                    assert_eq!((frame.header.sequence, descriptors.len()), (number, usize::from(number == 3)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

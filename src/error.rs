@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The result of everything in this crate.
@@ -276,7 +277,6 @@ impl Error {
     /// to end a service for those who are in it. Wait a little, then accept again.
     #[must_use]
     pub fn is_shortage(&self) -> bool {
-        use nix::errno::Errno;
         let Error::Io { source, .. } = self else { return false };
         matches!(source.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
     }
@@ -331,6 +331,10 @@ impl Error {
         let hint = match self {
             Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
                 ("stopping", _) => "the service is ending: start again, as the first".to_owned(),
+                ("shortage" | "crowded", _) => {
+                    "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
+                }
+                ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
                 _ => return None,
@@ -390,6 +394,15 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 "another program, not of this family, listens there: `ss -ltnp` names it".to_owned()
             }
+            Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw)? {
+                Errno::EMFILE => "raise the limit on open files (ulimit -n) of this process".to_owned(),
+                Errno::ENFILE => "the whole system has too many files open (fs.file-max)".to_owned(),
+                Errno::ENOSPC | Errno::EDQUOT => "make room on that filesystem, then start again".to_owned(),
+                Errno::EROFS => "use a folder on a filesystem that can be written to".to_owned(),
+                Errno::EACCES | Errno::EPERM => "run as the user that owns it, or give this one the right".to_owned(),
+                Errno::ENOMEM | Errno::ENOBUFS => "the kernel has no memory for this: try again".to_owned(),
+                _ => return None,
+            },
             _ => return None,
         };
         Some(hint)

@@ -221,17 +221,9 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                 }
-                successor::Output::TakeLock { generation, nonce } => {
-                    let lock = self.family.commit(generation, nonce).unwrap_or_else(|error| {
-                        warn!("cannot take the owner lock: {error}");
-                        Lock::Busy
-                    });
-                    self.work.push_back(Work::Successor(successor::Input::Lock(lock)));
-                }
-                successor::Output::Record { generation } => {
-                    self.record(generation, 0);
-                    self.become_owner(generation);
-                }
+                successor::Output::TakeLock { generation, nonce } => self.take_lock(generation, nonce),
+                // What the file is to say was written with the commit.
+                successor::Output::Record { generation } => self.become_owner(generation),
                 successor::Output::Close => {
                     if let Some(link) = self.link {
                         self.close_after_writing(link);
@@ -243,6 +235,37 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// The commit: the lock, and the next generation in the file. Where that cannot be written, a predecessor that is
+    /// still there owns on, and this side says why.
+    fn take_lock(&mut self, generation: u64, nonce: u64) {
+        let linked = self.link.is_some();
+        let taken = self.family.commit(generation, nonce).and_then(|lock| {
+            if lock == Lock::Taken
+                && let Err(error) = self.family.record(generation + 1, 0)
+            {
+                if linked {
+                    self.family.unlock()?;
+                    return Err(error);
+                }
+                // Nobody else may be left to serve.
+                log::error!("cannot write the lock file: {error}");
+            }
+            Ok(lock)
+        });
+        let input = match taken {
+            Ok(lock) => successor::Input::Lock(lock),
+            Err(error) if linked => {
+                let doing = format!("take the owner lock on {}", lock_path(&self.settings.path).display());
+                successor::Input::Lied(self.withdraw_for(Error::io(doing, error)))
+            }
+            Err(error) => {
+                warn!("cannot take the owner lock: {error}");
+                successor::Input::Lock(Lock::Busy)
+            }
+        };
+        self.work.push_back(Work::Successor(input));
     }
 
     fn successor_tells(&mut self, notice: successor::Notice) {

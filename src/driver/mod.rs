@@ -56,6 +56,8 @@ const FIRST_PEER: usize = 16;
 const FRAMES_IN_A_TURN: usize = 64;
 /// How long until a send is tried again that the kernel refused for too many descriptors in flight.
 const CROWDED_PAUSE: Duration = Duration::from_millis(10);
+/// For how long that is tried. The other side, which waits longer, is told then.
+const CROWDED_LIMIT: Duration = Duration::from_secs(3);
 /// How long until the control listener is accepted from again after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -30,7 +30,7 @@ const ACCEPTS_IN_A_TURN: usize = 128;
 pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
-    /// Takes all connections that wait on the control socket.
+    /// Takes connections that wait on the control socket: all, but for those of somebody who never stops connecting.
     pub(super) fn accept(&mut self) {
         self.unaccepted = false;
         for _ in 0..ACCEPTS_IN_A_TURN {
@@ -108,6 +108,10 @@ impl Driver {
                         // Who asked for a stop sees it by the end of his connection, whenever that is.
                         self.poller.disarm(Key::Peer(peer));
                     }
+                    if let (Message::Abort(_), Some(connection)) = (&message, self.connections.get_mut(&peer)) {
+                        // What it has not been sent yet is not for it any more.
+                        connection.discard_unsent();
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
@@ -173,10 +177,23 @@ impl Driver {
         }
     }
 
-    pub(super) fn record(&mut self, generation: u64, nonce: u64) {
+    fn record(&mut self, generation: u64, nonce: u64) {
         if let Err(error) = self.family.record(generation, nonce) {
             error!("cannot write the lock file: {error}");
+            if nonce != 0 {
+                // Without it in the file a successor that was stopped could win a later gap.
+                self.unable("write the lock file", &error);
+            }
         }
+    }
+
+    /// This side cannot go on with the takeover of the moment, and says why.
+    fn unable(&mut self, doing: &str, error: &std::io::Error) {
+        let code = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => "shortage",
+            _ => "io",
+        };
+        self.owner(predecessor::Input::Unable(Refusal::new(code, format!("the owner cannot {doing}: {error}"))));
     }
 
     pub(super) fn stop_control(&mut self) {
@@ -208,8 +225,7 @@ impl Driver {
                 Ok(family) => descriptors.extend(family),
                 Err(error) => {
                     error!("cannot offer a takeover: {error}");
-                    let what = format!("the owner cannot prepare its descriptors: {error}");
-                    return self.owner(predecessor::Input::Fault(peer, what));
+                    return self.unable("prepare its descriptors", &error);
                 }
             }
         }
