@@ -281,7 +281,29 @@ impl Error {
         matches!(source.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
     }
 
-    /// A stable word for programs. That of a refusal is the owner's own.
+    /// A stable word for programs. That of a refusal is the owner's own: those are in [`protocol`](crate::protocol#codes).
+    ///
+    /// | code | error |
+    /// |---|---|
+    /// | `cancelled` | [`Cancelled`](Error::Cancelled) |
+    /// | `superseded` | [`Superseded`](Error::Superseded) |
+    /// | `link-lost` | [`LinkLost`](Error::LinkLost) |
+    /// | `hung-up` | [`HungUp`](Error::HungUp) |
+    /// | `deadline` | [`Deadline`](Error::Deadline) |
+    /// | `nobody` | [`Nobody`](Error::Nobody) |
+    /// | `orphaned` | [`Orphaned`](Error::Orphaned) |
+    /// | `unresponsive` | [`Unresponsive`](Error::Unresponsive) |
+    /// | `stranger` | [`Stranger`](Error::Stranger) |
+    /// | `path-too-long`, `path-not-a-file`, `no-folder` | [`Path`](Error::Path): the path itself |
+    /// | `not-a-socket`, `symlink`, `not-ours`, `not-a-plain-file`, `linked` | [`Path`](Error::Path): what is there |
+    /// | `unsafe-folder`, `denied`, `occupied` | [`Path`](Error::Path): who else is there |
+    /// | `name-twice`, `other-kind`, `overlap`, `bad-name` | [`Name`](Error::Name) |
+    /// | `mismatch` | [`Mismatch`](Error::Mismatch) |
+    /// | `foreign-namespace` | [`ForeignNamespace`](Error::ForeignNamespace) |
+    /// | `no-room` | [`Room`](Error::Room) |
+    /// | `protocol` | [`Misbehaved`](Error::Misbehaved) |
+    /// | `forked` | [`Forked`](Error::Forked) |
+    /// | `io` | [`Io`](Error::Io) |
     #[must_use]
     pub fn code(&self) -> &str {
         match self {
@@ -504,5 +526,24 @@ impl std::error::Error for Error {
             Error::Io { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Programs match on these, so each is written down, and none that does not exist.
+    #[test]
+    fn every_code_is_in_the_table() {
+        let text = include_str!("error.rs");
+        let (before, after) = text.split_once("pub fn code(&self) -> &str {").unwrap();
+        let table = before.rsplit_once("/// | code | error |").unwrap().1;
+        let words = |text: &str, quote| text.split(quote).skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let cells = table.lines().filter_map(|line| line.trim().strip_prefix("/// | `")?.split(" | ").next());
+        let mut listed: Vec<String> = cells.flat_map(|cell| words(&format!("`{cell}"), '`')).collect();
+        let mut used = words(after.split_once("pub fn hint(").unwrap().0, '"');
+        listed.sort();
+        used.sort();
+        assert!(used.len() > 20);
+        assert_eq!(listed, used);
     }
 }

@@ -112,7 +112,7 @@ impl Handoff {
     /// Lets another user take over, and be taken over from.
     ///
     /// An access list (acl(5)) opens the control socket and the lock file to him. The credentials of the peer decide all
-    /// the same, before a byte of his is read. See [`security`](crate::security) for what a guest can do.
+    /// the same, before a byte of his is read. See [Security](crate#security) for what a guest can do.
     #[must_use]
     pub fn allow_uid(mut self, uid: u32) -> Handoff {
         self.guests.uids.push(uid);

@@ -48,7 +48,7 @@
 //! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
-
+#![doc = include_str!("security.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod adapter;
