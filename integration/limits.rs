@@ -20,13 +20,13 @@ use crate::visitor::visit;
 const USER: u32 = 54_341;
 
 /// Makes a call of a process fail, until it is dropped.
-struct Failing {
+pub(crate) struct Failing {
     child: Child,
 }
 
 impl Failing {
     /// `when` is strace's: `1` is the first, `1+` each. `None`, said aloud, where there is no strace.
-    fn attach(pid: u32, call: &str, error: &str, when: &str) -> Option<Failing> {
+    pub(crate) fn attach(pid: u32, call: &str, error: &str, when: &str) -> Option<Failing> {
         let spawned = Command::new("strace")
             .args(["-f", "-qq", "-e", &format!("trace={call}")])
             .arg(format!("--inject={call}:error={error}:when={when}"))

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ctl::stage::CTL;
+use crate::limits::Failing;
 use crate::puppet::{PATIENCE, Puppet, Scene, is_root, skip};
 use crate::starting::settled;
 use crate::visitor::visit;
@@ -246,6 +247,25 @@ fn a_guest_is_let_in_by_an_access_list_and_a_stranger_is_not() {
     assert!(error["hint"].as_str().unwrap().contains("allow_uid"), "{error}");
     let Some(mut guest) = Puppet::of_user(GUEST) else { return };
     guest.ask(scene.begin("2", json!({})));
+    guest.event("serving");
+    assert_eq!(first.exit_code(), Some(0));
+}
+
+/// There the credentials decide alone, and the lock file stays shut.
+#[test]
+fn a_filesystem_without_access_lists() {
+    let Some(scene) = open_scene() else { return };
+    let list = json!({"allow_uids": [GUEST]});
+    let mut first = Puppet::new();
+    let Some(failing) = Failing::attach(first.pid(), "setxattr,fsetxattr", "EOPNOTSUPP", "1+") else { return };
+    first.ask(scene.begin("1", list.clone()));
+    first.event("serving");
+    drop(failing);
+    assert_eq!((mode(scene.control()), mode(scene.path("handoff.sock.lock"))), (0o666, 0o600));
+    let Some(mut stranger) = Puppet::of_user(STRANGER) else { return };
+    assert_eq!(failed(&mut stranger, scene.begin("2", json!({})))["code"], "stranger");
+    let Some(mut guest) = Puppet::of_user(GUEST) else { return };
+    guest.ask(scene.begin("2", list));
     guest.event("serving");
     assert_eq!(first.exit_code(), Some(0));
 }
