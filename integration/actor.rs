@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,6 +130,8 @@ struct Actor {
     cancel_after: Option<u64>,
     /// Serves what is claimed as `web`, where a test wants connections that are kept.
     service: Option<Service>,
+    trap: Option<UnixListener>,
+    knocking: Option<UnixStream>,
 }
 
 impl Actor {
@@ -303,6 +305,30 @@ impl Actor {
                 let (soft, hard) = (command["soft"].as_u64().unwrap(), command["hard"].as_u64().unwrap());
                 setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             }
+            // Gives the rights of root up, for good.
+            "become" => {
+                let id = command["uid"].as_u64().unwrap() as u32;
+                let (user, group) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));
+                nix::unistd::setgroups(&[]).unwrap();
+                nix::unistd::setresgid(group, group, group).unwrap();
+                nix::unistd::setresuid(user, user, user).unwrap();
+            }
+            // Listens where a service should, as a stranger might, and tells what comes.
+            "lurk" => self.trap = Some(UnixListener::bind(text("path")).unwrap()),
+            "caught" => return Ok(json!(self.caught())),
+            // Connects as no well-behaved program does, says something, and later tells what it heard.
+            "knock" => {
+                let mut stream = UnixStream::connect(text("path")).unwrap();
+                stream.write_all(&[b'x'; 1000]).unwrap();
+                self.knocking = Some(stream);
+            }
+            "heard" => {
+                let mut bytes = Vec::new();
+                // It is reset where the bytes were not read.
+                let _ = self.knocking.take().unwrap().read_to_end(&mut bytes);
+                return Ok(json!(String::from_utf8_lossy(&bytes)));
+            }
+            "fork" => return Ok(self.fork()),
             "receive" => return Ok(json!(self.receive(&text("name")))),
             "read" => return Ok(json!(self.read(&text("name")))),
             "write" => self.write(&text("name"), text("text").as_bytes()),
@@ -340,6 +366,9 @@ impl Actor {
         }
         for uid in command["allow_uids"].as_array().into_iter().flatten() {
             handoff = handoff.allow_uid(uid.as_u64().unwrap() as u32);
+        }
+        for gid in command["allow_gids"].as_array().into_iter().flatten() {
+            handoff = handoff.allow_gid(gid.as_u64().unwrap() as u32);
         }
         let stopper = handoff.stopper()?;
         let joining = if self.option("rehearsal") { handoff.begin_rehearsal()? } else { handoff.begin()? };
@@ -629,6 +658,44 @@ impl Actor {
         };
         let owner = matches!(&self.stage, Stage::Serving(serving) if serving.is_owner());
         json!({"stage": stage, "owner": owner, "status": status, "address": address})
+    }
+
+    /// How many bytes the next one who connects to the trap sends before he hangs up. He is told something that he must
+    /// not read.
+    fn caught(&self) -> usize {
+        let (mut stream, _) = self.trap.as_ref().unwrap().accept().unwrap();
+        let _ = stream.write_all(&[b'x'; 100]);
+        let mut bytes = Vec::new();
+        // It is reset where the bytes were not read.
+        let _ = stream.read_to_end(&mut bytes);
+        bytes.len()
+    }
+
+    /// What the calls of an owner come to in a forked child, which then drops everything that it has of the handoff.
+    #[allow(unsafe_code, reason = "there is no other way to be a forked child")]
+    fn fork(&mut self) -> Value {
+        // SAFETY: this process has one thread beside the idle one of the test harness, so the child finds every lock
+        // of the C library as it should be.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).unwrap();
+                json!(format!("{status:?}").contains("Exited"))
+            }
+            nix::unistd::ForkResult::Child => {
+                let mut codes = Vec::new();
+                let mut note = |error: Option<Error>| codes.push(error.map(|error| error.code().to_owned()));
+                note(self.serving().process().err());
+                note(self.serving().stop().err());
+                note(self.serving().released().err());
+                if let Stage::Serving(serving) = std::mem::take(&mut self.stage) {
+                    note(serving.begin_drain().err());
+                }
+                self.clear();
+                tell("forked", json!({"codes": codes}));
+                // SAFETY: ends this process at once; the parent's handlers are not for it.
+                unsafe { nix::libc::_exit(0) }
+            }
+        }
     }
 
     fn receive(&self, name: &str) -> Option<String> {

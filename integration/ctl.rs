@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
 
-mod stage;
+pub(crate) mod stage;
 
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {

@@ -27,6 +27,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The variable that makes a puppet of the test binary.
 pub(crate) const ROLE: &str = "HEIRLOOM_PUPPET";
 
+/// What makes the test binary run nothing but [`entry`].
+const ENTRY: [&str; 4] = ["--exact", "puppet::entry", "--nocapture", "--test-threads=1"];
+
 /// No test: the process behind a [`Puppet`].
 #[test]
 fn entry() {
@@ -40,7 +43,7 @@ fn entry() {
 /// How a puppet is started: this binary, as [`entry`].
 pub(crate) fn command(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "puppet::entry", "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command.args(ENTRY).env(ROLE, role);
     command
 }
 
@@ -77,8 +80,32 @@ impl Puppet {
 
     pub(crate) fn with(configure: impl FnOnce(&mut Command)) -> std::io::Result<Puppet> {
         let mut command = command("server");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         configure(&mut command);
+        Puppet::spawn(command)
+    }
+
+    /// One that another program, such as unshare(1), starts by executing it; `None`, said aloud, where that program is
+    /// missing or may not do what it is to do.
+    pub(crate) fn through(wrapper: &[&str]) -> Option<Puppet> {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(std::env::current_exe().unwrap());
+        command.args(ENTRY).env(ROLE, "server").current_dir("/");
+        let mut puppet = match Puppet::spawn(command) {
+            Ok(puppet) => puppet,
+            Err(error) => {
+                skip(&format!("{}: {error}", wrapper[0]));
+                return None;
+            }
+        };
+        if puppet.survives() {
+            return Some(puppet);
+        }
+        skip(&format!("{wrapper:?}: {}", puppet.log.lock().unwrap().trim()));
+        None
+    }
+
+    fn spawn(mut command: Command) -> std::io::Result<Puppet> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -268,6 +295,18 @@ impl Puppet {
         let status = self.reaped.unwrap_or_else(|| self.child.wait().unwrap());
         self.reaped = Some(status);
         status
+    }
+
+    /// Whether it is alive and has acted on everything that it was told.
+    pub(crate) fn survives(&mut self) -> bool {
+        self.tell(&json!({"do": "nothing"}));
+        let end = Instant::now() + PATIENCE;
+        while self.answers.is_empty() {
+            if !self.hear(end) {
+                return false;
+            }
+        }
+        self.answers.pop_front().is_some()
     }
 
     /// Whether it has said this; the event stays.

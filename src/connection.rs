@@ -11,6 +11,9 @@ use crate::protocol::message::Message;
 use crate::shared::SharedFd;
 use crate::wire::{Assembler, Frame, Header};
 
+/// Where the sequence number is in a header.
+const SEQUENCE: std::ops::Range<usize> = 12..16;
+
 /// Bytes that wait to be written, or a header with descriptors.
 #[derive(Debug)]
 struct Chunk {
@@ -67,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) stale: bool,
     /// Close once everything is written.
     pub(crate) closing: bool,
+    /// Since when the kernel takes nothing, for want of something.
+    pub(crate) crowded: Option<Instant>,
     /// The process at the other end, where the kernel tells.
     pub(crate) pidfd: Option<OwnedFd>,
 }
@@ -83,6 +88,7 @@ impl Connection {
             watch: false,
             stale: false,
             closing: false,
+            crowded: None,
             pidfd,
         }
     }
@@ -170,14 +176,29 @@ impl Connection {
             match sent {
                 Ok(count) => chunk.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
-                Err(error) if is_shortage(&error) => return Flush::Crowded,
+                Err(error) if is_shortage(&error) => {
+                    self.crowded.get_or_insert_with(Instant::now);
+                    return Flush::Crowded;
+                }
                 Err(_) => return Flush::Broken,
             }
+            self.crowded = None;
             if chunk.written == chunk.bytes.len() {
                 self.outgoing.pop_front();
             }
         }
         Flush::Empty
+    }
+
+    /// Forgets what was queued and of which no byte is written yet.
+    pub(crate) fn discard_unsent(&mut self) {
+        let first = self.outgoing.iter().take_while(|chunk| chunk.written > 0).count();
+        // The next frame takes the number of the first that is gone: the other side counts.
+        let number = self.outgoing.get(first).and_then(|chunk| chunk.bytes.get(SEQUENCE)?.try_into().ok());
+        if let Some(number) = number {
+            self.sequence = u32::from_be_bytes(number);
+            self.outgoing.truncate(first);
+        }
     }
 
     /// Forgets what cannot be written any more.
@@ -200,4 +221,39 @@ impl Connection {
 fn is_shortage(error: &io::Error) -> bool {
     use nix::libc::{ENOBUFS, ENOMEM, ETOOMANYREFS};
     error.raw_os_error().is_some_and(|errno| [ENOBUFS, ENOMEM, ETOOMANYREFS].contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::Confirmed;
+
+    /// A frame that is on its way stays whole, and the next one has the number that the other side expects.
+    #[test]
+    fn what_is_discarded_leaves_no_gap() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut writer, mut reader) = (Connection::new(ours, None), Connection::new(theirs, None));
+        writer.send(&Confirmed {}.into());
+        assert_eq!(writer.flush(), Flush::Empty);
+        let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
+        writer.send(&Confirmed {}.into());
+        writer.send_descriptors(vec![file.clone()]);
+        writer.send(&Confirmed {}.into());
+        writer.outgoing[0].written = 1;
+        assert_eq!(fdpass::send_bytes(&writer.stream, &writer.outgoing[0].bytes[..1]).unwrap(), 1);
+        writer.discard_unsent();
+        writer.send(&Confirmed {}.into());
+        writer.send_descriptors(vec![file]);
+        assert_eq!(writer.flush(), Flush::Empty);
+        let mut receiver = Receiver::new();
+        for number in 0..4 {
+            match reader.read(&mut receiver) {
+                Incoming::Frame(frame, descriptors) => {
+                    assert_eq!((frame.header.sequence, descriptors.len()), (number, usize::from(number == 3)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }

@@ -1,59 +1,46 @@
 //! The control socket: its path, who may be at the other end, and how it is made and reached.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::error::{Error, PathProblem, Result};
+use crate::guests::Guests;
+use crate::sys;
 
 /// How many connections may wait on the control socket.
 pub(crate) const BACKLOG: u32 = 128;
 /// The longest path: `sun_path` without its NUL (unix(7)).
 const MAX_PATH: usize = 107;
-/// What an unmapped user reads as, and so does everybody's `nobody`: never a friend.
-const OVERFLOW_ID: u32 = 65534;
-
-/// Who may be at the other end of a control connection.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Policy {
-    /// Users beside this process's own and root.
-    pub(crate) uids: Vec<u32>,
-    /// Groups.
-    pub(crate) gids: Vec<u32>,
-    /// Whether the folder may be one that others can write to.
-    pub(crate) shared_folder: bool,
+/// Who is at the other end of a control connection, as connect(2) or listen(2) left it.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    /// `None` where this pid namespace cannot see the process: the kernel says 0 then (pid_namespaces(7)).
+    pub(crate) pid: Option<u32>,
+    /// The effective user.
+    pub(crate) uid: u32,
+    /// The effective group, and the supplementary ones.
+    pub(crate) groups: Vec<u32>,
 }
 
-impl Policy {
-    /// Whether this user or group may.
-    pub(crate) fn admits(&self, uid: u32, gid: u32) -> bool {
-        let own = nix::unistd::geteuid().as_raw();
-        (uid == own && uid != OVERFLOW_ID)
-            || uid == 0
-            || (uid != OVERFLOW_ID && self.uids.contains(&uid))
-            || (gid != OVERFLOW_ID && self.gids.contains(&gid))
-    }
-
-    /// The mode of control socket and lock file: with a list it has to let others in, and the credentials decide.
-    pub(crate) fn mode(&self) -> u32 {
-        if self.uids.is_empty() && self.gids.is_empty() { 0o600 } else { 0o666 }
-    }
-}
-
-/// The credentials of the peer, as connect(2) or listen(2) left them: `(pid, uid, gid)`.
-///
-/// A pid of 0 is one that this pid namespace cannot see.
-pub(crate) fn peer_credentials(stream: &UnixStream) -> io::Result<(u32, u32, u32)> {
+/// Asks the kernel who is at the other end (`SO_PEERCRED` and `SO_PEERGROUPS`, unix(7)).
+pub(crate) fn peer_credentials(stream: &UnixStream) -> io::Result<Credentials> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
-    Ok((credentials.pid().max(0) as u32, credentials.uid(), credentials.gid()))
+    let mut groups = vec![credentials.gid()];
+    // Without them the effective group alone counts.
+    groups.extend(sys::peer_groups(stream.as_fd()).unwrap_or_default());
+    let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0);
+    Ok(Credentials { pid, uid: credentials.uid(), groups })
 }
 
 /// Makes a path absolute, once, and checks what can be checked without touching it.
@@ -71,33 +58,8 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(absolute)
 }
 
-/// Checks that nobody else can put a socket or a lock file in our place.
-pub(crate) fn check_folder(path: &Path, policy: &Policy) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let metadata = match std::fs::metadata(folder) {
-        Ok(metadata) if metadata.is_dir() => metadata,
-        Ok(_) => return Err(Error::path(path, PathProblem::NoFolder)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::path(path, PathProblem::NoFolder));
-        }
-        Err(error) => return Err(Error::io(format!("look at {}", folder.display()), error)),
-    };
-    if policy.shared_folder {
-        return Ok(());
-    }
-    let owner = metadata.uid();
-    if !policy.admits(owner, OVERFLOW_ID) {
-        return Err(Error::path(path, PathProblem::FolderNotOurs { uid: owner }));
-    }
-    let group_may = metadata.mode() & 0o020 != 0 && !policy.gids.contains(&metadata.gid());
-    if group_may || metadata.mode() & 0o002 != 0 {
-        return Err(Error::path(path, PathProblem::SharedFolder { mode: metadata.mode() & 0o7777 }));
-    }
-    Ok(())
-}
-
 /// Checks what is at the path itself: nothing, or a socket of ours.
-pub(crate) fn check_path(path: &Path, policy: &Policy) -> Result<()> {
+pub(crate) fn check_path(path: &Path, guests: &Guests) -> Result<()> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -109,7 +71,7 @@ pub(crate) fn check_path(path: &Path, policy: &Policy) -> Result<()> {
     if !metadata.file_type().is_socket() {
         return Err(Error::path(path, PathProblem::NotASocket));
     }
-    if !policy.admits(metadata.uid(), OVERFLOW_ID) {
+    if !guests.admit_user(metadata.uid()) {
         return Err(Error::path(path, PathProblem::NotOurs { uid: metadata.uid() }));
     }
     Ok(())
@@ -138,6 +100,7 @@ pub(crate) fn connect_now(path: &Path) -> Result<Connect> {
             Ok(()) => Ok(Connect::Made(UnixStream::from(stream))),
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(Connect::Unreachable),
             Err(Errno::EAGAIN) => Ok(Connect::Full),
+            Err(Errno::EACCES) => Err(Error::path(path, PathProblem::Denied)),
             Err(Errno::EINTR) => continue,
             Err(errno) => Err(Error::io(doing(), errno)),
         };
@@ -145,42 +108,56 @@ pub(crate) fn connect_now(path: &Path) -> Result<Connect> {
 }
 
 /// Replaces what is stale at the path and listens there. Only under the family lease, with no family alive.
-pub(crate) fn found(path: &Path, policy: &Policy) -> Result<UnixListener> {
-    check_path(path, policy)?;
+pub(crate) fn found(path: &Path, guests: &Guests) -> Result<UnixListener> {
+    check_path(path, guests)?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(Error::io(format!("remove the stale {}", path.display()), error));
         }
         _ => {}
     }
-    bind_at(path, policy)
+    bind_at(path)
 }
 
 /// Binds and listens, with the mode set before the file is there, so that there is no moment in which others get in.
-fn bind_at(path: &Path, policy: &Policy) -> Result<UnixListener> {
+fn bind_at(path: &Path) -> Result<UnixListener> {
     let doing = |what: &str| format!("{what} {}", path.display());
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)
         .map_err(|errno| Error::io("make a socket", errno))?;
     // Linux makes the file with the mode of the socket (unix(7) leaves it out; fchmod after bind does nothing).
-    fchmod(listener.as_fd(), Mode::from_bits_truncate(policy.mode()))
+    fchmod(listener.as_fd(), Mode::from_bits_truncate(0o600))
         .map_err(|errno| Error::io(doing("set the mode of"), errno))?;
     let address = UnixAddr::new(path).map_err(|errno| Error::io(doing("bind"), errno))?;
     bind(listener.as_raw_fd(), &address).map_err(|errno| Error::io(doing("bind"), errno))?;
-    if policy.mode() != 0o600 {
-        // The umask has been applied all the same; a list of users needs the bits.
-        let wide = std::os::unix::fs::PermissionsExt::from_mode(policy.mode());
-        std::fs::set_permissions(path, wide).map_err(|error| Error::io(doing("set the mode of"), error))?;
-    }
     let listener = UnixListener::from(listener);
     listen_again(&listener, BACKLOG).map_err(|error| Error::io(doing("listen at"), error))?;
     Ok(listener)
 }
 
+/// Opens the control socket to these guests and to nobody else. Only its owner may do that, and root; for others it stays
+/// as it is.
+///
+/// # Errors
+/// `PermissionDenied` where the path leads to something else than the socket that the family bound: that must not be
+/// opened to anybody.
+pub(crate) fn open_to(path: &Path, inode: (u64, u64), guests: &Guests) -> io::Result<()> {
+    let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.file_type().is_socket() || (metadata.dev(), metadata.ino()) != inode {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let opened = guests.open(file.as_fd()).and_then(|opened| {
+        // Without access lists the credentials decide alone.
+        if opened { Ok(()) } else { sys::set_mode(file.as_fd(), 0o666) }
+    });
+    if opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)) { Ok(()) } else { opened }
+}
+
 /// Makes a removed path again: binds beside it and links it into place, which never replaces anything.
-pub(crate) fn mend(path: &Path, policy: &Policy) -> Result<UnixListener> {
+pub(crate) fn mend(path: &Path) -> Result<UnixListener> {
     let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-    let listener = bind_at(&beside, policy)?;
+    let listener = bind_at(&beside)?;
     let linked = std::fs::hard_link(&beside, path);
     // Whatever came of it, the name beside is no longer needed.
     let removed = std::fs::remove_file(&beside);
@@ -190,6 +167,8 @@ pub(crate) fn mend(path: &Path, policy: &Policy) -> Result<UnixListener> {
 
 /// listen(2) again: a new owner is who `SO_PEERCRED` names to those who connect from now on.
 pub(crate) fn listen_again(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
+    // What is accepted here inherits it from connect(2) on. Where the kernel cannot, the reader refuses descriptors.
+    let _ = sys::refuse_descriptors(listener.as_fd());
     let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN);
     Ok(listen(&listener.as_fd(), backlog)?)
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The result of everything in this crate.
@@ -56,7 +57,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
         if let Some(who) = &self.who {
-            write!(f, " (pid {}", who.pid)?;
+            match who.pid {
+                0 => f.write_str(" (pid unknown")?,
+                pid => write!(f, " (pid {pid}")?,
+            }
             if !who.app_version.is_empty() {
                 write!(f, ", version {}", who.app_version)?;
             }
@@ -117,6 +121,17 @@ pub enum PathProblem {
         /// Its owner.
         uid: u32,
     },
+    /// Somebody else can rename this folder, which is on the way to it, or change this link.
+    UnsafeWay {
+        /// The folder or the link.
+        at: PathBuf,
+    },
+    /// This user may not open it.
+    Denied,
+    /// It has a second name: a hard link, perhaps to something precious.
+    Linked,
+    /// Something is there that is not a plain file, which a lock file is.
+    NotPlain,
     /// A live process listens there that is not of this family: the lock file was replaced under it.
     Occupied,
 }
@@ -185,7 +200,7 @@ pub enum Error {
     },
     /// The process at the other end runs as a user that is not allowed.
     Stranger {
-        /// Its user id.
+        /// Its user id, 65534 where it has none in this user namespace.
         uid: u32,
     },
     /// The control path cannot be used as it is.
@@ -269,12 +284,33 @@ impl Error {
     /// to end a service for those who are in it. Wait a little, then accept again.
     #[must_use]
     pub fn is_shortage(&self) -> bool {
-        use nix::errno::Errno;
         let Error::Io { source, .. } = self else { return false };
         matches!(source.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
     }
 
-    /// A stable word for programs. That of a refusal is the owner's own.
+    /// A stable word for programs. That of a refusal is the owner's own: those are in [`protocol`](crate::protocol#codes).
+    ///
+    /// | code | error |
+    /// |---|---|
+    /// | `cancelled` | [`Cancelled`](Error::Cancelled) |
+    /// | `superseded` | [`Superseded`](Error::Superseded) |
+    /// | `link-lost` | [`LinkLost`](Error::LinkLost) |
+    /// | `hung-up` | [`HungUp`](Error::HungUp) |
+    /// | `deadline` | [`Deadline`](Error::Deadline) |
+    /// | `nobody` | [`Nobody`](Error::Nobody) |
+    /// | `orphaned` | [`Orphaned`](Error::Orphaned) |
+    /// | `unresponsive` | [`Unresponsive`](Error::Unresponsive) |
+    /// | `stranger` | [`Stranger`](Error::Stranger) |
+    /// | `path-too-long`, `path-not-a-file`, `no-folder` | [`Path`](Error::Path): the path itself |
+    /// | `not-a-socket`, `symlink`, `not-ours`, `not-a-plain-file`, `linked` | [`Path`](Error::Path): what is there |
+    /// | `unsafe-folder`, `denied`, `occupied` | [`Path`](Error::Path): who else is there |
+    /// | `name-twice`, `other-kind`, `overlap`, `bad-name` | [`Name`](Error::Name) |
+    /// | `mismatch` | [`Mismatch`](Error::Mismatch) |
+    /// | `foreign-namespace` | [`ForeignNamespace`](Error::ForeignNamespace) |
+    /// | `no-room` | [`Room`](Error::Room) |
+    /// | `protocol` | [`Misbehaved`](Error::Misbehaved) |
+    /// | `forked` | [`Forked`](Error::Forked) |
+    /// | `io` | [`Io`](Error::Io) |
     #[must_use]
     pub fn code(&self) -> &str {
         match self {
@@ -295,7 +331,12 @@ impl Error {
                 PathProblem::NotASocket => "not-a-socket",
                 PathProblem::Symlink => "symlink",
                 PathProblem::NotOurs { .. } => "not-ours",
-                PathProblem::SharedFolder { .. } | PathProblem::FolderNotOurs { .. } => "unsafe-folder",
+                PathProblem::SharedFolder { .. }
+                | PathProblem::FolderNotOurs { .. }
+                | PathProblem::UnsafeWay { .. } => "unsafe-folder",
+                PathProblem::Denied => "denied",
+                PathProblem::Linked => "linked",
+                PathProblem::NotPlain => "not-a-plain-file",
                 PathProblem::Occupied => "occupied",
             },
             Error::Name { problem, .. } => match problem {
@@ -320,6 +361,10 @@ impl Error {
         let hint = match self {
             Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
                 ("stopping", _) => "the service is ending: start again, as the first".to_owned(),
+                ("shortage" | "crowded", _) => {
+                    "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
+                }
+                ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
                 _ => return None,
@@ -345,9 +390,21 @@ impl Error {
                 PathProblem::SharedFolder { .. } => {
                     "use a folder that only its owner can write to, mode 700 or 755".to_owned()
                 }
-                PathProblem::NotASocket | PathProblem::Symlink | PathProblem::NotOurs { .. } => {
-                    "move it away, or use another path".to_owned()
+                PathProblem::FolderNotOurs { .. } => {
+                    "use a folder of this user or of root, or let its owner take part (allow_uid)".to_owned()
                 }
+                PathProblem::UnsafeWay { at } => {
+                    format!("chmod go-w {0}, or chown it to this user or to root, or use another folder", at.display())
+                }
+                PathProblem::Denied => {
+                    "run as the user that serves, or let the owner allow this uid or gid (allow_uid, allow_gid)"
+                        .to_owned()
+                }
+                PathProblem::NotASocket
+                | PathProblem::Symlink
+                | PathProblem::NotOurs { .. }
+                | PathProblem::Linked
+                | PathProblem::NotPlain => "move it away, or use another path".to_owned(),
                 PathProblem::Occupied => {
                     "the lock file was removed while its owner lives: stop that process first".to_owned()
                 }
@@ -370,6 +427,15 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 "another program, not of this family, listens there: `ss -ltnp` names it".to_owned()
             }
+            Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw)? {
+                Errno::EMFILE => "raise the limit on open files (ulimit -n) of this process".to_owned(),
+                Errno::ENFILE => "the whole system has too many files open (fs.file-max)".to_owned(),
+                Errno::ENOSPC | Errno::EDQUOT => "make room on that filesystem, then start again".to_owned(),
+                Errno::EROFS => "use a folder on a filesystem that can be written to".to_owned(),
+                Errno::EACCES | Errno::EPERM => "run as the user that owns it, or give this one the right".to_owned(),
+                Errno::ENOMEM | Errno::ENOBUFS => "the kernel has no memory for this: try again".to_owned(),
+                _ => return None,
+            },
             _ => return None,
         };
         Some(hint)
@@ -450,6 +516,10 @@ impl fmt::Display for PathProblem {
             PathProblem::NotOurs { uid } => write!(f, "it belongs to uid {uid}"),
             PathProblem::SharedFolder { mode } => write!(f, "others can write to its folder (mode {mode:o})"),
             PathProblem::FolderNotOurs { uid } => write!(f, "its folder belongs to uid {uid}"),
+            PathProblem::UnsafeWay { at } => write!(f, "others can put something else in place of {}", at.display()),
+            PathProblem::Denied => f.write_str("permission denied"),
+            PathProblem::Linked => f.write_str("a file with a second name (a hard link) is there"),
+            PathProblem::NotPlain => f.write_str("something that is not a plain file is there"),
             PathProblem::Occupied => f.write_str("a live process that is not of this family listens there"),
         }
     }
@@ -474,5 +544,24 @@ impl std::error::Error for Error {
             Error::Io { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Programs match on these, so each is written down, and none that does not exist.
+    #[test]
+    fn every_code_is_in_the_table() {
+        let text = include_str!("error.rs");
+        let (before, after) = text.split_once("pub fn code(&self) -> &str {").unwrap();
+        let table = before.rsplit_once("/// | code | error |").unwrap().1;
+        let words = |text: &str, quote| text.split(quote).skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let cells = table.lines().filter_map(|line| line.trim().strip_prefix("/// | `")?.split(" | ").next());
+        let mut listed: Vec<String> = cells.flat_map(|cell| words(&format!("`{cell}"), '`')).collect();
+        let mut used = words(after.split_once("pub fn hint(").unwrap().0, '"');
+        listed.sort();
+        used.sort();
+        assert!(used.len() > 20);
+        assert_eq!(listed, used);
     }
 }

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::control::{self, Policy};
+use crate::control;
 use crate::driver::{Driver, Notice, Settings};
 use crate::error::Result;
+use crate::folder;
+use crate::guests::Guests;
 use crate::manifest::{StateKind, check_name};
 use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
@@ -25,7 +27,8 @@ pub struct Handoff {
     state: Option<StateKind>,
     holding: bool,
     drain_within: Duration,
-    policy: Policy,
+    guests: Guests,
+    shared_folder: bool,
     allow_foreign_network_namespace: bool,
     deadlines: Deadlines,
     wake: Option<Arc<Wake>>,
@@ -44,7 +47,8 @@ impl Handoff {
             state: None,
             holding: false,
             drain_within: Duration::from_secs(30),
-            policy: Policy::default(),
+            guests: Guests::default(),
+            shared_folder: false,
             allow_foreign_network_namespace: false,
             deadlines: Deadlines::default(),
             wake: None,
@@ -117,25 +121,28 @@ impl Handoff {
         self
     }
 
-    /// Lets another user take over, and be taken over from. Control socket and lock file are then open to all, in their
-    /// mode; the credentials of the peer decide, before a byte of his is read.
+    /// Lets another user take over, and be taken over from.
+    ///
+    /// An access list (acl(5)) opens the control socket and the lock file to him. The credentials of the peer decide all
+    /// the same, before a byte of his is read. See [Security](crate#security) for what a guest can do.
     #[must_use]
     pub fn allow_uid(mut self, uid: u32) -> Handoff {
-        self.policy.uids.push(uid);
+        self.guests.uids.push(uid);
         self
     }
 
-    /// Lets a group take over, and be taken over from; see [`allow_uid`](Handoff::allow_uid).
+    /// Lets a group take over, and be taken over from; see [`allow_uid`](Handoff::allow_uid). A process is in its effective
+    /// group and in its supplementary ones, as they were when it connected.
     #[must_use]
     pub fn allow_gid(mut self, gid: u32) -> Handoff {
-        self.policy.gids.push(gid);
+        self.guests.gids.push(gid);
         self
     }
 
-    /// Allows a folder that others can write to, who could then put a socket of their own there.
+    /// Allows a folder that others can write to, or put another in place of: they could put a socket of their own there.
     #[must_use]
     pub fn allow_shared_folder(mut self, allow: bool) -> Handoff {
-        self.policy.shared_folder = allow;
+        self.shared_folder = allow;
         self
     }
 
@@ -184,11 +191,15 @@ impl Handoff {
 
     fn enter(mut self, wants: Wants) -> Result<Box<Driver>> {
         let path = control::resolve(&self.path)?;
-        control::check_folder(&path, &self.policy)?;
-        control::check_path(&path, &self.policy)?;
         if let Some(state) = &self.state {
             check_name(&state.schema)?;
         }
+        if self.shared_folder {
+            folder::exists(&path)?;
+        } else {
+            folder::check(&path, &self.guests)?;
+        }
+        control::check_path(&path, &self.guests)?;
         let wake = self.wake()?;
         let within = self.deadlines.start;
         let settings = Settings {
@@ -198,7 +209,7 @@ impl Handoff {
             state: self.state,
             holding: self.holding,
             drain_within: self.drain_within,
-            policy: self.policy,
+            guests: self.guests,
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,
             deadlines: self.deadlines,
             wants,

@@ -43,12 +43,12 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
-
+#![doc = include_str!("security.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod adapter;
@@ -60,6 +60,8 @@ mod drain;
 mod driver;
 mod error;
 mod fdpass;
+mod folder;
+mod guests;
 mod handoff;
 mod listener;
 mod lock;

@@ -6,13 +6,16 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+
+use crate::error::{Error, PathProblem, Result};
+use crate::guests::Guests;
 
 /// The byte of the owner lock.
 const OWNER: libc::off_t = 0;
@@ -54,14 +57,14 @@ pub(crate) fn lock_path(control: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Opens the lock file, and makes it where it is not there. It is never unlinked.
-pub(crate) fn open(path: &Path, mode: u32) -> io::Result<File> {
-    let file = options().create(true).mode(mode).open(path)?;
-    // The umask may have taken bits that a list of users needs; only the maker may put them back.
-    let metadata = file.metadata()?;
-    if metadata.len() == 0 && metadata.mode() & 0o777 != mode {
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    }
+/// Opens the lock file, and makes it where it is not there, for this user alone. It is never unlinked.
+///
+/// # Errors
+/// [`Error::Path`] where what is there is not a plain file of somebody who may take part, with this one name: whoever
+/// made it could hold its locks, or it is a file of another purpose, put here to be written to.
+pub(crate) fn open(path: &Path, guests: &Guests) -> Result<File> {
+    let file = options().create(true).mode(0o600).open(path).map_err(|error| problem(path, error))?;
+    check(&file, path, guests)?;
     Ok(file)
 }
 
@@ -70,9 +73,44 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     options().open(path)
 }
 
+fn problem(path: &Path, error: io::Error) -> Error {
+    let problem = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ELOOP) => PathProblem::Symlink,
+        Some(Errno::EACCES) => PathProblem::Denied,
+        Some(Errno::EISDIR | Errno::ENXIO) => PathProblem::NotPlain,
+        _ => return Error::io(format!("open the lock file {}", path.display()), error),
+    };
+    Error::path(path, problem)
+}
+
+fn check(file: &File, path: &Path, guests: &Guests) -> Result<()> {
+    let metadata = file.metadata().map_err(|error| Error::io(format!("look at {}", path.display()), error))?;
+    let problem = if !metadata.is_file() {
+        PathProblem::NotPlain
+    } else if !guests.admit_user(metadata.uid()) {
+        PathProblem::NotOurs { uid: metadata.uid() }
+    } else if metadata.nlink() > 1 {
+        PathProblem::Linked
+    } else {
+        return Ok(());
+    };
+    Err(Error::path(path, problem))
+}
+
+/// Opens the lock file to these guests and to nobody else: whoever can open it can hold its locks. Only its owner may do
+/// that, and root; for others it stays as it is.
+pub(crate) fn open_to(file: &File, guests: &Guests) -> io::Result<()> {
+    match guests.open(file.as_fd()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        opened => opened.map(drop),
+    }
+}
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
+    // Not to hang where somebody has put a device there.
+    let flags = libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    options.read(true).write(true).custom_flags(flags);
     options
 }
 
@@ -116,7 +154,8 @@ impl LockDescription {
             // No /proc in this container: by path, if that is still the same file.
             Err(_) => {
                 let file = open_existing(path)?;
-                let same = file.metadata()?.ino() == lease.metadata()?.ino();
+                let (found, wanted) = (file.metadata()?, lease.metadata()?);
+                let same = (found.dev(), found.ino()) == (wanted.dev(), wanted.ino());
                 if same { Ok(file) } else { Err(io::Error::from(io::ErrorKind::NotFound)) }
             }
         }
@@ -247,7 +286,7 @@ mod tests {
     }
 
     fn description(path: &Path) -> LockDescription {
-        LockDescription::new(open(path, 0o600).unwrap())
+        LockDescription::new(open(path, &Guests::default()).unwrap())
     }
 
     #[test]
@@ -305,11 +344,11 @@ mod tests {
     #[test]
     fn the_lease_lives_as_long_as_any_copy() {
         let (_folder, path) = file();
-        let lease = open(&path, 0o600).unwrap();
+        let lease = open(&path, &Guests::default()).unwrap();
         assert!(try_lease(&lease).unwrap());
         let copy = lease.try_clone().unwrap();
         drop(lease);
-        let other = open(&path, 0o600).unwrap();
+        let other = open(&path, &Guests::default()).unwrap();
         assert!(!try_lease(&other).unwrap());
         drop(copy);
         assert!(try_lease(&other).unwrap());
@@ -322,7 +361,7 @@ mod tests {
     #[test]
     fn a_description_opened_through_the_lease_locks_for_itself() {
         let (_folder, path) = file();
-        let lease = open(&path, 0o600).unwrap();
+        let lease = open(&path, &Guests::default()).unwrap();
         assert!(try_lease(&lease).unwrap());
         let own = LockDescription::new(LockDescription::open_anew(&lease, &path).unwrap());
         let next = LockDescription::new(LockDescription::open_anew(&lease, &path).unwrap());

@@ -14,6 +14,8 @@ use nix::libc;
 const SO_PEERPIDFD: libc::c_int = 77;
 /// `SO_PASSRIGHTS`, Linux 6.16.
 const SO_PASSRIGHTS: libc::c_int = 83;
+/// `SO_PEERGROUPS`, Linux 4.13. Not in every libc crate.
+const SO_PEERGROUPS: libc::c_int = 59;
 /// `SO_NETNS_COOKIE`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -125,6 +127,72 @@ pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> io::Result<SocketFacts> {
 pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let number: libc::c_int = option(fd, SO_PEERPIDFD)?;
     Ok(adopt(number))
+}
+
+/// `SO_PEERGROUPS`: the supplementary groups of the process at the other end, as connect(2) or listen(2) left them.
+pub(crate) fn peer_groups(fd: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: `groups` is writable for `length` bytes; the kernel writes at most that many.
+        let done = unsafe {
+            libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_PEERGROUPS, groups.as_mut_ptr().cast(), &mut length)
+        };
+        let error = io::Error::last_os_error();
+        let count = length as usize / size_of::<libc::gid_t>();
+        match done {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // The length that is needed has been written back.
+            _ if error.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => groups.resize(count, 0),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// The name by which the kernel finds the file of a descriptor that was opened with `O_PATH`, which has no calls of its
+/// own for this.
+fn name_of(fd: BorrowedFd<'_>) -> io::Result<std::ffi::CString> {
+    std::ffi::CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(io::Error::other)
+}
+
+/// Sets the mode of a file, through whatever kind of descriptor (fchmod(2)).
+pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: libc::mode_t) -> io::Result<()> {
+    // SAFETY: no pointers.
+    if unsafe { libc::fchmod(fd.as_raw_fd(), mode) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EBADF) {
+        return Err(error);
+    }
+    let name = name_of(fd)?;
+    // SAFETY: `name` ends with a NUL.
+    let done = unsafe { libc::chmod(name.as_ptr(), mode) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the access list of a file, through whatever kind of descriptor (acl(5), fsetxattr(2)).
+///
+/// # Errors
+/// `EOPNOTSUPP` where the filesystem has none, `EINVAL` where a number means nobody in this user namespace.
+pub(crate) fn set_access_list(fd: BorrowedFd<'_>, list: &[u8]) -> io::Result<()> {
+    const NAME: &std::ffi::CStr = c"system.posix_acl_access";
+    let (value, length) = (list.as_ptr().cast(), list.len());
+    // SAFETY: the name ends with a NUL, and `value` is readable for `length` bytes.
+    if unsafe { libc::fsetxattr(fd.as_raw_fd(), NAME.as_ptr(), value, length, 0) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EBADF) {
+        return Err(error);
+    }
+    let name = name_of(fd)?;
+    // SAFETY: both names end with a NUL, and `value` is readable for `length` bytes.
+    let done = unsafe { libc::setxattr(name.as_ptr(), NAME.as_ptr(), value, length, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Turns `SO_PASSRIGHTS` off, so that the kernel refuses descriptors from the peer (Linux 6.16; older ones say so).

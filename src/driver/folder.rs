@@ -58,7 +58,7 @@ impl Driver {
             return;
         }
         warn!("{} was removed: making it again", path.display());
-        match control::mend(&path, &self.settings.policy) {
+        match control::mend(&path) {
             Ok(listener) => {
                 self.stop_control();
                 self.family.control = Some(Arc::new(listener));

@@ -35,7 +35,7 @@ impl Driver {
                             starter::Input::Connected
                         }
                         Connect::Unreachable => {
-                            control::check_path(&self.settings.path, &self.settings.policy)?;
+                            control::check_path(&self.settings.path, &self.settings.guests)?;
                             if self.settings.wants == Wants::Rehearsal {
                                 return Err(Error::Nobody { path: self.settings.path.clone() });
                             }
@@ -76,8 +76,8 @@ impl Driver {
 
     /// The process that listens must be one of ours: it is about to be trusted with descriptors and with what they say.
     fn check_peer(&self, stream: &std::os::unix::net::UnixStream) -> Result<()> {
-        let (_, uid, gid) = control::peer_credentials(stream).map_err(|error| Error::io("ask who listens", error))?;
-        if self.settings.policy.admits(uid, gid) { Ok(()) } else { Err(Error::Stranger { uid }) }
+        let peer = control::peer_credentials(stream).map_err(|error| Error::io("ask who listens", error))?;
+        if self.settings.guests.admit(peer.uid, &peer.groups) { Ok(()) } else { Err(Error::Stranger { uid: peer.uid }) }
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
@@ -87,8 +87,7 @@ impl Driver {
         }
         let path = lock_path(&self.settings.path);
         let doing = |what: &str| format!("{what} {}", path.display());
-        let file = lock::open(&path, self.settings.policy.mode())
-            .map_err(|error| Error::io(doing("open the lock file"), error))?;
+        let file = lock::open(&path, &self.settings.guests)?;
         if lock::try_lease(&file).map_err(|error| Error::io(doing("lock"), error))? {
             if !lock::is_at(&file, &path).map_err(|error| Error::io(doing("look at"), error))? {
                 return Ok(Lease::Replaced);
@@ -147,8 +146,11 @@ impl Driver {
 
     /// The first of its family: replaces what is stale at the path and answers there that it is starting.
     fn found(&mut self) -> Result<()> {
-        let control = control::found(&self.settings.path, &self.settings.policy)?;
+        let control = control::found(&self.settings.path, &self.settings.guests)?;
         self.family.inode = listener::path_inode(&self.settings.path);
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.set_path_inode(self.family.inode);
+        }
         self.family.control = Some(Arc::new(control));
         self.family.founder = true;
         self.start_control();
@@ -221,17 +223,9 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                 }
-                successor::Output::TakeLock { generation, nonce } => {
-                    let lock = self.family.commit(generation, nonce).unwrap_or_else(|error| {
-                        warn!("cannot take the owner lock: {error}");
-                        Lock::Busy
-                    });
-                    self.work.push_back(Work::Successor(successor::Input::Lock(lock)));
-                }
-                successor::Output::Record { generation } => {
-                    self.record(generation, 0);
-                    self.become_owner(generation);
-                }
+                successor::Output::TakeLock { generation, nonce } => self.take_lock(generation, nonce),
+                // What the file is to say was written with the commit.
+                successor::Output::Record { generation } => self.become_owner(generation),
                 successor::Output::Close => {
                     if let Some(link) = self.link {
                         self.close_after_writing(link);
@@ -243,6 +237,37 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// The commit: the lock, and the next generation in the file. Where that cannot be written, a predecessor that is
+    /// still there owns on, and this side says why.
+    fn take_lock(&mut self, generation: u64, nonce: u64) {
+        let linked = self.link.is_some();
+        let taken = self.family.commit(generation, nonce).and_then(|lock| {
+            if lock == Lock::Taken
+                && let Err(error) = self.family.record(generation + 1, 0)
+            {
+                if linked {
+                    self.family.unlock()?;
+                    return Err(error);
+                }
+                // Nobody else may be left to serve.
+                log::error!("cannot write the lock file: {error}");
+            }
+            Ok(lock)
+        });
+        let input = match taken {
+            Ok(lock) => successor::Input::Lock(lock),
+            Err(error) if linked => {
+                let doing = format!("take the owner lock on {}", lock_path(&self.settings.path).display());
+                successor::Input::Lied(self.withdraw_for(Error::io(doing, error)))
+            }
+            Err(error) => {
+                warn!("cannot take the owner lock: {error}");
+                successor::Input::Lock(Lock::Busy)
+            }
+        };
+        self.work.push_back(Work::Successor(input));
     }
 
     fn successor_tells(&mut self, notice: successor::Notice) {
@@ -459,6 +484,22 @@ impl Driver {
                 log::error!("cannot listen on the control socket: {error}");
                 self.poller.arm(Key::Accept, LISTEN_PAUSE);
             }
+        }
+        self.let_guests_in();
+    }
+
+    /// Opens control socket and lock file to the guests of this owner, and to those of no other.
+    fn let_guests_in(&self) {
+        let (path, guests) = (&self.settings.path, &self.settings.guests);
+        if let Some(inode) = self.family.inode
+            && let Err(error) = control::open_to(path, inode, guests)
+        {
+            warn!("cannot let others in at {}: {error}", path.display());
+        }
+        if let Some(lease) = &self.family.lease
+            && let Err(error) = lock::open_to(lease, guests)
+        {
+            warn!("cannot let others in at {}: {error}", lock_path(path).display());
         }
     }
 

@@ -30,9 +30,9 @@ use nix::sys::inotify::Inotify;
 use self::family::Family;
 use self::state::Arriving;
 use crate::connection::Connection;
-use crate::control::Policy;
 use crate::error::{Error, Result, Who};
 use crate::fdpass::Receiver;
+use crate::guests::Guests;
 use crate::manifest::{Check, Entry, StateKind};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
@@ -61,6 +61,8 @@ const FRAMES_IN_A_TURN: usize = 64;
 const CROWDED_PAUSE: Duration = Duration::from_millis(10);
 /// How long until an owner whose control listener could not be registered tries again.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+/// For how long that is tried. The other side, which waits longer, is told then.
+const CROWDED_LIMIT: Duration = Duration::from_secs(3);
 /// How long until the control listener is accepted from again after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,7 +77,8 @@ pub(crate) struct Settings {
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
     pub(crate) drain_within: Duration,
-    pub(crate) policy: Policy,
+    /// Who may take part beside this user and root.
+    pub(crate) guests: Guests,
     pub(crate) allow_foreign_network_namespace: bool,
     pub(crate) deadlines: Deadlines,
     pub(crate) wants: Wants,
@@ -180,6 +183,8 @@ pub(crate) struct Driver {
     cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
+    /// Connections wait on the control socket of which no event will tell.
+    unaccepted: bool,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
     /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
     folder: Option<Inotify>,
@@ -226,6 +231,7 @@ impl Driver {
             changed: false,
             cause: None,
             unread: BTreeSet::new(),
+            unaccepted: false,
             receiver: Receiver::new(),
             spares: Spares::default(),
             folder: None,
@@ -249,7 +255,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        if !self.notices.is_empty() || !self.unread.is_empty() {
+        if !self.notices.is_empty() || !self.unread.is_empty() || self.unaccepted {
             self.wake.again();
         }
         self.set_timer()
@@ -262,6 +268,10 @@ impl Driver {
         // be read must win against the deadline that waited with it.
         for peer in std::mem::take(&mut self.unread) {
             self.talk(peer);
+            self.run()?;
+        }
+        if self.unaccepted {
+            self.accept();
             self.run()?;
         }
         // One round and no more: clients that talk all the time must not keep the deadlines waiting, nor the application.
@@ -289,8 +299,8 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if !self.unread.is_empty() {
-            // More frames wait than one turn may take: come back at once, after whoever polls us had his turn.
+        if !self.unread.is_empty() || self.unaccepted {
+            // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
         self.refill();

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, Key, Notice};
+use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
@@ -23,13 +24,19 @@ use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
+/// How many connections are accepted before others have their turn.
+const ACCEPTS_IN_A_TURN: usize = 128;
 /// How many entries or listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
-    /// Takes all connections that wait on the control socket.
+    /// Takes connections that wait on the control socket: all, but for those of somebody who never stops connecting.
     pub(super) fn accept(&mut self) {
-        while self.family.accepting {
+        self.unaccepted = false;
+        for _ in 0..ACCEPTS_IN_A_TURN {
+            if !self.family.accepting {
+                return;
+            }
             let Some(listener) = self.family.control.clone() else { return };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(&*listener, flags) {
@@ -46,28 +53,33 @@ impl Driver {
                 }
             }
         }
+        self.unaccepted = true;
     }
 
     /// Decides who may speak, before a byte of his is read.
     fn admit(&mut self, stream: UnixStream) {
-        // The kernel refuses descriptors from a client, where it can; the reader refuses them everywhere.
+        let Ok(who) = control::peer_credentials(&stream) else { return };
+        if !self.settings.guests.admit(who.uid, &who.groups) {
+            let pid = who.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            warn!("refused uid {}, groups {:?} (pid {pid}) on the control socket", who.uid, who.groups);
+            // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
+            let mut stranger = Connection::new(stream, None);
+            let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
+            stranger.send(&Message::Refused(why));
+            stranger.flush();
+            return;
+        }
+        // Of a connection that was made before this owner listened.
         let _ = sys::refuse_descriptors(stream.as_fd());
         let pidfd = sys::peer_pidfd(stream.as_fd()).ok();
-        let Ok((pid, uid, gid)) = control::peer_credentials(&stream) else { return };
         while self.connections.len() >= MAX_CLIENTS {
             if !self.close_longest_silent() {
                 return;
             }
         }
-        let Ok(peer) = self.add_peer(stream, pidfd) else { return };
-        if self.settings.policy.admits(uid, gid) {
-            self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-        } else {
-            warn!("refused uid {uid}, gid {gid} (pid {pid}) on the control socket");
-            let why = Refusal::new("stranger", format!("uid {uid} is not allowed"));
-            self.send(peer, &Message::Refused(why));
-            self.close_after_writing(peer);
-            self.flush(peer);
+        match self.add_peer(stream, pidfd) {
+            Ok(peer) => self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake),
+            Err(error) => warn!("{error}"),
         }
     }
 
@@ -95,6 +107,10 @@ impl Driver {
                     if let Message::Done(_) = message {
                         // Who asked for a stop sees it by the end of his connection, whenever that is.
                         self.poller.disarm(Key::Peer(peer));
+                    }
+                    if let (Message::Abort(_), Some(connection)) = (&message, self.connections.get_mut(&peer)) {
+                        // What it has not been sent yet is not for it any more.
+                        connection.discard_unsent();
                     }
                     self.send(peer, &message);
                 }
@@ -166,10 +182,23 @@ impl Driver {
         }
     }
 
-    pub(super) fn record(&mut self, generation: u64, nonce: u64) {
+    fn record(&mut self, generation: u64, nonce: u64) {
         if let Err(error) = self.family.record(generation, nonce) {
             error!("cannot write the lock file: {error}");
+            if nonce != 0 {
+                // Without it in the file a successor that was stopped could win a later gap.
+                self.unable("write the lock file", &error);
+            }
         }
+    }
+
+    /// This side cannot go on with the takeover of the moment, and says why.
+    fn unable(&mut self, doing: &str, error: &std::io::Error) {
+        let code = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => "shortage",
+            _ => "io",
+        };
+        self.owner(predecessor::Input::Unable(Refusal::new(code, format!("the owner cannot {doing}: {error}"))));
     }
 
     pub(super) fn stop_control(&mut self) {
@@ -179,6 +208,7 @@ impl Driver {
             self.poller.forget((**control).as_fd());
         }
         self.family.accepting = false;
+        self.unaccepted = false;
         self.poller.disarm(Key::Accept);
     }
 
@@ -200,8 +230,7 @@ impl Driver {
                 Ok(family) => descriptors.extend(family),
                 Err(error) => {
                     error!("cannot offer a takeover: {error}");
-                    let what = format!("the owner cannot prepare its descriptors: {error}");
-                    return self.owner(predecessor::Input::Fault(peer, what));
+                    return self.unable("prepare its descriptors", &error);
                 }
             }
         }

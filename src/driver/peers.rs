@@ -2,13 +2,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use log::{debug, info};
 use mio::Interest;
 
-use super::{CROWDED_PAUSE, Driver, FIRST_PEER, FRAMES_IN_A_TURN, Key, Work};
+use super::{CROWDED_LIMIT, CROWDED_PAUSE, Driver, FIRST_PEER, FRAMES_IN_A_TURN, Key, Work};
 use crate::connection::{Connection, Flush, Incoming};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::protocol::Timer;
 use crate::protocol::message::Message;
 use crate::protocol::predecessor::{self, Peer};
@@ -192,7 +193,15 @@ impl Driver {
                     self.poller.arm(key, self.settings.deadlines.handshake);
                 }
             }
-            Flush::Crowded => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
+            Flush::Crowded => {
+                let since = connection.crowded.map_or(Duration::ZERO, |since| since.elapsed());
+                if since >= CROWDED_LIMIT && self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(peer)) {
+                    let why = "the kernel takes no more descriptors from the user of the owner, or has no memory";
+                    self.owner(predecessor::Input::Unable(Refusal::new("crowded", why)));
+                } else {
+                    self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE);
+                }
+            }
             // Not the end yet: what the peer had said before it broke is still to be read, and the reader finds the end.
             Flush::Broken if connection.closing && Some(peer) != self.link => self.forget_peer(peer),
             Flush::Broken => self.read_to_the_end(peer),

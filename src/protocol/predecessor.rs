@@ -27,6 +27,8 @@ pub(crate) enum Input {
     Message(Peer, Message),
     /// A peer broke the protocol; its connection is of no more use.
     Fault(Peer, String),
+    /// This side cannot go on with the takeover of the moment.
+    Unable(Refusal),
     /// The connection ended, after everything in it was read.
     Gone(Peer),
     /// The process at the other end is dead, as its pidfd says.
@@ -327,6 +329,7 @@ impl Predecessor {
             }
             Input::Message(peer, message) => self.message(peer, message, out),
             Input::Fault(peer, what) => self.fault(peer, what, out),
+            Input::Unable(why) => self.abort(why, out),
             Input::Gone(peer) => self.gone(peer, out),
             Input::Died(peer) => {
                 out.push(Output::Close(peer));

@@ -51,7 +51,7 @@ pub(crate) enum Lease {
 pub(crate) enum Failure {
     Refused(Refusal),
     Deadline,
-    /// The deadline, with an owner that holds its lock and never answered: stopped, or busy for too long.
+    /// The deadline, with an owner that never answered or never took a connection: stopped, or busy for too long.
     Unresponsive,
     /// Somebody listens at the path, although the lease was free.
     Occupied,
@@ -103,6 +103,8 @@ pub(crate) struct Starter {
     orphan_armed: bool,
     /// The connection of the last attempt was made, and nothing was said on it.
     silent: bool,
+    /// The last attempt found the owner's queue full.
+    full: bool,
     /// The deadline passed while a takeover was under way: no further attempt after it.
     late: bool,
 }
@@ -118,6 +120,7 @@ impl Starter {
             orphan,
             orphan_armed: false,
             silent: false,
+            full: false,
             late: false,
         }
     }
@@ -131,9 +134,11 @@ impl Starter {
                 self.rest(out);
                 out.push(Output::Join);
             }
-            (Stage::Connecting, Input::Unreachable | Input::Full) | (Stage::Joined, Input::NotServed) => {
+            (Stage::Connecting, Input::Full) => {
                 self.lease(false, out);
+                self.full = true;
             }
+            (Stage::Connecting, Input::Unreachable) | (Stage::Joined, Input::NotServed) => self.lease(false, out),
             (Stage::Joined, Input::Silent) => self.lease(true, out),
             (Stage::Joined, Input::Refused(why)) => {
                 self.silent = false;
@@ -213,6 +218,7 @@ impl Starter {
 
     fn lease(&mut self, silent: bool, out: &mut Vec<Output>) {
         self.silent = silent;
+        self.full = false;
         self.stage = Stage::Leasing;
         out.push(Output::TakeLease);
     }
@@ -240,7 +246,7 @@ impl Starter {
 
     /// What passing the deadline means: the last attempt tells.
     fn deadline(&self) -> Failure {
-        if self.silent { Failure::Unresponsive } else { Failure::Deadline }
+        if self.silent || self.full { Failure::Unresponsive } else { Failure::Deadline }
     }
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<Output>) {

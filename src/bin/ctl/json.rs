@@ -11,7 +11,7 @@ use crate::time;
 pub(crate) fn status(status: &Status) -> Value {
     json!({
         "generation": status.generation,
-        "pid": status.pid,
+        "pid": pid(status.pid),
         "app_version": status.app_version,
         "phase": status.phase.as_str(),
         "since": time::timestamp(status.since),
@@ -25,12 +25,12 @@ pub(crate) fn status(status: &Status) -> Value {
 
 /// A process that owns or owned.
 pub(crate) fn owner(status: &Status) -> Value {
-    json!({"generation": status.generation, "pid": status.pid, "app_version": status.app_version})
+    json!({"generation": status.generation, "pid": pid(status.pid), "app_version": status.app_version})
 }
 
 pub(crate) fn predecessor(predecessor: &PredecessorInfo) -> Value {
     json!({
-        "pid": predecessor.pid,
+        "pid": pid(predecessor.pid),
         "app_version": predecessor.app_version,
         "generation": predecessor.generation,
     })
@@ -53,7 +53,7 @@ pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
 
 fn takeover(takeover: &TakeoverStatus) -> Value {
     json!({
-        "pid": takeover.who.pid,
+        "pid": pid(takeover.who.pid),
         "app_version": takeover.who.app_version,
         "step": takeover.step,
         "progress": takeover.progress,
@@ -63,7 +63,7 @@ fn takeover(takeover: &TakeoverStatus) -> Value {
 
 fn drain(drain: &DrainStatus) -> Value {
     json!({
-        "pid": drain.who.pid,
+        "pid": pid(drain.who.pid),
         "app_version": drain.who.app_version,
         "in_flight": drain.in_flight,
         "left": milliseconds(drain.left_ms),
@@ -78,6 +78,11 @@ fn listener(listener: &ListenerStatus) -> Value {
         "accept_queue_length": listener.accept_queue,
         "accept_queue_limit": listener.accept_queue_limit,
     })
+}
+
+/// `null` for 0, which is no process (pid_namespaces(7)).
+fn pid(pid: u32) -> Option<u32> {
+    Some(pid).filter(|pid| *pid != 0)
 }
 
 /// `null` for what has none, such as a raw descriptor.

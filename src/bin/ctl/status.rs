@@ -68,6 +68,8 @@ fn is_closed(stdout: &impl AsFd) -> bool {
 
 /// A process by its number, and what it calls its version.
 pub(crate) fn who(pid: u32, app_version: &str) -> String {
+    // 0 is no process: this pid namespace cannot see the one that is meant.
+    let pid = if pid == 0 { "unknown".to_owned() } else { pid.to_string() };
     if app_version.is_empty() { format!("pid {pid}") } else { format!("pid {pid} (version {})", clean(app_version)) }
 }
 

@@ -104,6 +104,7 @@ fn owner_input() -> impl Strategy<Value = predecessor::Input> {
     prop_oneof![
         2 => (1u64..4, any_message()).prop_map(|(peer, message)| Input::Message(peer, message)),
         1 => (1u64..4).prop_map(|peer| Input::Fault(peer, "fault".to_owned())),
+        1 => Just(Input::Unable(Refusal::new("io", ""))),
         1 => (1u64..4).prop_map(Input::Gone),
         1 => (1u64..4).prop_map(Input::Died),
         2 => select(TIMERS.to_vec()).prop_map(Input::Expired),
