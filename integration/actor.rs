@@ -239,6 +239,11 @@ impl Actor {
                 let (soft, hard) = (command["soft"].as_u64().unwrap(), command["hard"].as_u64().unwrap());
                 setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             }
+            // Gives up what root may do, as a service does that has bound its ports.
+            "become" => {
+                let uid = nix::unistd::Uid::from_raw(command["uid"].as_u64().unwrap() as u32);
+                nix::unistd::setresuid(uid, uid, uid).unwrap();
+            }
             "receive" => return Ok(json!(self.receive(&text("name")))),
             "read" => return Ok(json!(self.read(&text("name")))),
             "write" => self.write(&text("name"), text("text").as_bytes()),
