@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 
 use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
 
+mod check;
 pub(crate) mod stage;
 
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let place = Place::new();
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 10] = [
         &["bogus"],
         &["wait"],
         &["wait", "--ready", "--drained"],
@@ -28,6 +29,8 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["upgrade"],
         &["status", "--timeout", "soon"],
         &["completions", "csh"],
+        &["check", "--only", "nosuchcase"],
+        &["check", "--only", "die-hello", "--gentle"],
     ];
     for arguments in wrong {
         let run = place.run(arguments);
@@ -41,7 +44,9 @@ fn a_wrong_command_line_is_exit_code_2() {
 
 #[test]
 fn a_control_socket_has_to_be_given() {
-    for command in [&["status"][..], &["handoff"], &["stop"], &["wait", "--ready"], &["upgrade", "--", "true"]] {
+    for command in
+        [&["status"][..], &["check"], &["handoff"], &["stop"], &["wait", "--ready"], &["upgrade", "--", "true"]]
+    {
         let run = Run::of(Command::new(CTL).args(command).env_remove("HEIRLOOM_SOCKET"));
         assert_eq!(run.code, 2, "{command:?}");
         assert!(run.stderr.contains("HEIRLOOM_SOCKET"), "{}", run.stderr);
@@ -55,8 +60,9 @@ fn a_control_socket_has_to_be_given() {
 #[test]
 fn nobody_is_exit_code_3_and_nothing_is_made() {
     let place = Place::new();
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 11] = [
         &["status"],
+        &["check"],
         &["status", "--watch"],
         &["handoff"],
         &["handoff", "--commit"],
@@ -91,6 +97,7 @@ fn an_owner_that_does_not_answer_is_told_from_one_that_refuses() {
         (&["handoff"], 1, "unresponsive"),
         (&["handoff", "--commit"], 1, "deadline"),
         (&["upgrade", "--", "true"], 1, "deadline"),
+        (&["check"], 1, "deadline"),
     ] {
         let run = place.run(&[&["--json", "--timeout", "100ms"], arguments].concat());
         assert_eq!((run.code, &run.json()["error"]["code"]), (code, &json!(word)), "{arguments:?}");
@@ -602,11 +609,14 @@ fn completions_and_the_page_need_no_service() {
         let run = Run::of(Command::new(CTL).args(["completions", shell]).env_remove("HEIRLOOM_SOCKET"));
         assert_eq!((run.code, run.stderr.as_str()), (0, ""));
         assert!(run.stdout.contains("handoff") && run.stdout.contains("upgrade"), "{shell}");
-        assert!(!run.stdout.contains("exec-"), "what only ctl calls is shown to nobody");
+        assert!(
+            !run.stdout.contains("exec-") && !run.stdout.contains("die-as-"),
+            "what only ctl calls is shown to nobody"
+        );
     }
     let run = Run::of(Command::new(CTL).arg("man").env_remove("HEIRLOOM_SOCKET"));
     assert_eq!(run.code, 0);
-    for command in ["handoff", "status", "upgrade", "wait", "stop", "completions", "man"] {
+    for command in ["check", "handoff", "status", "upgrade", "wait", "stop", "completions", "man"] {
         assert!(run.stdout.contains(&format!(".SS \"ctl {command}\"")), "{command}");
     }
     let help = Run::of(Command::new(CTL).arg("--help").env_remove("HEIRLOOM_SOCKET"));

@@ -134,6 +134,16 @@ fn the_protocol_has_no_sockets_and_no_clock() {
     }
 }
 
+/// A peer that may misbehave is for the program: no part of the library depends on it, and without `ctl` it is not there.
+#[test]
+fn only_the_program_knows_the_probe() {
+    for (path, text) in library() {
+        assert!(path == "probe.rs" || !named(&code(&text)).iter().any(|name| name == "probe"), "{path}");
+    }
+    let text = std::fs::read_to_string(source().join("lib.rs")).unwrap();
+    assert!(text.contains("#[cfg(feature = \"ctl\")]\npub mod probe;"));
+}
+
 #[test]
 fn only_the_tokio_face_knows_tokio() {
     for (path, text) in library() {

@@ -310,7 +310,7 @@ impl Error {
     /// | `no-room` | [`Room`](Error::Room) |
     /// | `protocol` | [`Misbehaved`](Error::Misbehaved) |
     /// | `forked` | [`Forked`](Error::Forked) |
-    /// | `frozen` | a takeover is under way: entries cannot come or go | nothing was changed |
+    /// | `frozen` | [`Frozen`](Error::Frozen) |
     /// | `io` | [`Io`](Error::Io) |
     #[must_use]
     pub fn code(&self) -> &str {

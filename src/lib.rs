@@ -39,9 +39,10 @@
 //!
 //! | layer | modules | what they are for |
 //! |---|---|---|
-//! | 6 | `bin/ctl` | the program, on the public API alone |
+//! | 6 | `bin/ctl` | the program, on the public API and `probe` |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
+//! | 4 | `probe` | a peer that need not behave, for the program alone |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
@@ -68,6 +69,8 @@ mod lock;
 mod manifest;
 mod namespace;
 mod poller;
+#[cfg(feature = "ctl")]
+pub mod probe;
 pub mod protocol;
 mod rehearsal;
 mod serving;

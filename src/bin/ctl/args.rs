@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::check;
 use crate::failure::Failure;
 use crate::time;
 
@@ -34,7 +35,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` 5s, `handoff`, `wait` and `stop` 1m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -66,6 +67,7 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Check(CheckArgs),
     Handoff(HandoffArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
@@ -93,6 +95,48 @@ the time was over (--timeout, 1m unless told otherwise).")]
     ///
     /// To read it: ctl man > ctl.1 && man ./ctl.1
     Man,
+}
+
+/// Misbehave towards the owner in every known way, and tell whether it survived, stayed owner, and how long it was busy
+///
+/// A successor that dies, closes or aborts at each step of a takeover; frames that are broken or come out of turn;
+/// peers that stall; floods of connections and questions. After each case the owner has to be the same process, own the
+/// same generation, and serve. Where it is not, the check ends at once. The commit is never reached: no lock is taken,
+/// no connection of a client is accepted, and nothing is said that makes an owner leave.
+///
+/// What the service notices: while a case goes on that asks for a takeover (milliseconds; twice 5s), a real one would
+/// be refused as busy; the owner's log has a line or more for each case, and its status a new time since when it
+/// serves. An application that has exclusive work is told to release it eight times, and to resume milliseconds after
+/// it has; that work rests in between, as in any takeover that fails. When 64 connections are held at once, the owner
+/// drops whoever has been silent for longest: a `status --watch` elsewhere has to connect anew, and for that moment the
+/// owner has up to 128 descriptors more. Clients of the service notice nothing.
+///
+/// With --gentle every case is left out that the application or another control client could notice: those after the
+/// successor was ready, and the 64 connections at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl check --list                          every case, and what it does
+  ctl check --gentle                        only what nobody but the owner's control socket can notice
+  ctl check --only die-released --json      one case, for a program
+
+With --json: owner {generation, pid, app_version}, cases [{name, what, ok, survived, stayed_owner, busy, answered_within, \
+note}], ok. BUSY is how long no real takeover could have begun, ANSWERED how long a status asked for meanwhile took at \
+most. With --list: cases [{name, what, gentle}].
+
+Exit codes: 0 all went well; 1 something did not, or the check was refused, interrupted or overtaken; 3 nobody listens.")]
+pub(crate) struct CheckArgs {
+    /// Leave out what the application or another control client could notice
+    #[arg(long, conflicts_with = "only")]
+    pub(crate) gentle: bool,
+
+    /// Try this case only; may be repeated
+    #[arg(long, value_name = "CASE", value_parser = check::names(), hide_possible_values = true)]
+    pub(crate) only: Vec<String>,
+
+    /// Print the cases, and try none
+    #[arg(long)]
+    pub(crate) list: bool,
 }
 
 /// Rehearse a takeover: receive, check and show the listeners, and change nothing; or take over with --commit
@@ -210,6 +254,7 @@ Examples:
   ctl status                                who serves, and what is going on
   ctl status --watch --json                 the same after each change, for a program
   ctl handoff                               rehearse a takeover; changes nothing
+  ctl check                                 is the owner safe from whatever a broken successor may do?
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
   ctl wait --drained --timeout 30s          until the old version is gone
   ctl stop                                  end the service

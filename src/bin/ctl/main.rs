@@ -5,6 +5,7 @@
 //! they go), `failure` (how a run ends), `signals`, `session` and `listening` (child processes).
 
 mod args;
+mod check;
 mod completions;
 mod failure;
 mod follow;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
+        Command::Check(args) => check::run(&global, &args, printer),
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
         Command::Status(args) => status::run(&global, &args, printer),

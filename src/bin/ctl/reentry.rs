@@ -1,14 +1,16 @@
 //! The last step before a program that `ctl` starts: what must be done inside the new process, and needs no `unsafe`
 //! code in a process that is not a fork of anything any more.
 //!
-//! `ctl` starts itself with one of the words below as its first argument, does that one thing, and becomes the program.
-//! They are no commands for people, so they are not in the table of `args`.
+//! `ctl` starts itself with one of the words below as its first argument, does that one thing, and becomes the program;
+//! or dies as it was told to, where a check needs a process that does. They are no commands for people, so they are not in
+//! the table of `args`.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use crate::check;
 use crate::failure::Failure;
 use crate::signals;
 
@@ -16,6 +18,9 @@ use crate::signals;
 pub(crate) const IN_SESSION: &str = "exec-session";
 /// `LISTEN_PID`, which only the process itself knows before its program runs. The other variables are set already.
 pub(crate) const LISTENING: &str = "exec-listening";
+
+/// A successor that goes to a given step and dies there. It becomes no program.
+pub(crate) const SUCCESSOR: &str = "die-as-successor";
 
 /// How a shell ends where it cannot run a program.
 const CANNOT_RUN: u8 = 127;
@@ -32,6 +37,9 @@ pub(crate) fn command(word: &str, program: &[OsString]) -> Command {
 /// Does what the first argument says, if it is one of those words; comes back only where that fails, or is none.
 pub(crate) fn enter(arguments: &[OsString]) -> Option<Failure> {
     let word = arguments.get(1)?;
+    if word == SUCCESSOR {
+        return Some(check::perish(arguments.get(3..).unwrap_or_default()));
+    }
     let prepare: fn(&mut Command) -> io::Result<()> = if word == IN_SESSION {
         enter_session
     } else if word == LISTENING {
