@@ -11,6 +11,8 @@ use crate::error::Refusal;
 /// The first pause between two attempts; it doubles up to [`LONGEST_PAUSE`], and the driver adds jitter.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause that an owner can ask for.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -140,13 +142,15 @@ impl Starter {
                 match (why.code.as_str(), why.retry_after_ms) {
                     // These pass by themselves; everything else is for the caller to decide.
                     ("starting" | "stopping" | "draining", Some(after)) => {
-                        self.wait(Duration::from_millis(after.min(1000)), out);
+                        let after = Duration::from_millis(after).clamp(SHORTEST_PAUSE, LONGEST_RETRY);
+                        self.wait(after, out);
                     }
                     _ => self.fail(Failure::Refused(why), out),
                 }
             }
             (Stage::Leasing, Input::Lease(Lease::Taken)) => {
                 self.stage = Stage::Verifying;
+                self.rest(out);
                 out.push(Output::Connect);
             }
             (Stage::Leasing, Input::Lease(Lease::Replaced)) => self.pause(out),
@@ -195,7 +199,7 @@ impl Starter {
                 out.push(Output::DropLease);
                 self.fail(self.deadline(), out);
             }
-            (_, Input::Expired(Timer::Orphan)) => self.fail(Failure::Orphaned, out),
+            (_, Input::Expired(Timer::Orphan)) if self.orphan_armed => self.fail(Failure::Orphaned, out),
             _ => {}
         }
     }
@@ -231,7 +235,7 @@ impl Starter {
         out.push(Output::Arm(Timer::Retry, pause));
     }
 
-    /// The family is not without an owner, or not known to be.
+    /// The family is not without an owner, or not known to be, or there is none.
     fn rest(&mut self, out: &mut Vec<Output>) {
         if std::mem::take(&mut self.orphan_armed) {
             out.push(Output::Disarm(Timer::Orphan));
@@ -253,5 +257,43 @@ impl Starter {
         for timer in [Timer::Retry, Timer::Start, Timer::Orphan] {
             out.push(Output::Disarm(timer));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starter() -> Starter {
+        Starter::new(Duration::from_secs(60), Duration::from_secs(5), &mut Vec::new())
+    }
+
+    fn outputs(starter: &mut Starter, inputs: impl IntoIterator<Item = Input>) -> Vec<Output> {
+        let mut out = Vec::new();
+        for input in inputs {
+            out.clear();
+            starter.handle(input, &mut out);
+        }
+        out
+    }
+
+    /// Otherwise a broken owner could have all of a processor, until the deadline of the start.
+    #[test]
+    fn an_owner_that_says_try_again_at_once_makes_no_starter_spin() {
+        let why = Refusal { retry_after_ms: Some(0), ..Refusal::new("starting", "") };
+        let out = outputs(&mut starter(), [Input::Connected, Input::Refused(why)]);
+        assert_eq!(out, [Output::Arm(Timer::Retry, SHORTEST_PAUSE)]);
+    }
+
+    /// Whoever has the lease knows that no family is alive, whatever it took the last one for.
+    #[test]
+    fn with_the_lease_in_hand_no_family_is_orphaned() {
+        let mut starter = starter();
+        let busy = Input::Lease(Lease::Busy { owned: false });
+        let out = outputs(&mut starter, [Input::Unreachable, busy]);
+        assert!(out.contains(&Output::Arm(Timer::Orphan, Duration::from_secs(5))));
+        let taken = [Input::Expired(Timer::Retry), Input::Unreachable, Input::Lease(Lease::Taken)];
+        assert_eq!(outputs(&mut starter, taken), [Output::Disarm(Timer::Orphan), Output::Connect]);
+        assert_eq!(outputs(&mut starter, [Input::Expired(Timer::Orphan)]), []);
     }
 }
