@@ -169,6 +169,8 @@ pub(crate) struct Driver {
     cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
+    /// Connections may wait on the control socket, of which no event will tell.
+    unaccepted: bool,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
     /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
     folder: Option<Inotify>,
@@ -213,6 +215,7 @@ impl Driver {
             changed: false,
             cause: None,
             unread: BTreeSet::new(),
+            unaccepted: false,
             receiver: Receiver::new(),
             spares: Spares::default(),
             folder: None,
@@ -236,7 +239,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        if !self.notices.is_empty() || !self.unread.is_empty() {
+        if !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
         self.set_timer()
@@ -249,6 +252,10 @@ impl Driver {
         // be read must win against the deadline that waited with it.
         for peer in std::mem::take(&mut self.unread) {
             self.talk(peer);
+            self.run()?;
+        }
+        if self.unaccepted {
+            self.accept();
             self.run()?;
         }
         // One round and no more: clients that talk all the time must not keep the deadlines waiting, nor the application.
@@ -276,12 +283,17 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if !self.unread.is_empty() {
-            // More frames wait than one turn may take: come back at once, after whoever polls us had his turn.
+        if self.has_more() {
+            // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
         self.refill();
         self.set_timer()
+    }
+
+    /// Whether something is left to do of which no event will tell.
+    fn has_more(&self) -> bool {
+        !self.unread.is_empty() || self.unaccepted
     }
 
     /// Makes ready for the next takeover what it needs of descriptors, while there are some.

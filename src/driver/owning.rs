@@ -23,17 +23,32 @@ use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
+/// How many connections are taken before the others, and the application, have their turn. Few beside those that may be
+/// at once, so that each is there for some turns whatever comes after it.
+const ACCEPTS_IN_A_TURN: usize = 16;
 /// How many entries or listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
-    /// Takes all connections that wait on the control socket.
+    /// Takes the connections that wait on the control socket, and hears what each has said already.
     pub(super) fn accept(&mut self) {
+        self.unaccepted = false;
+        let mut taken = 0;
         while self.family.accepting {
+            if taken == ACCEPTS_IN_A_TURN {
+                self.unaccepted = true;
+                return;
+            }
             let Some(listener) = self.family.control.clone() else { return };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(&*listener, flags) {
-                Ok(stream) => self.admit(UnixStream::from(stream)),
+                Ok(stream) => {
+                    taken += 1;
+                    if let Some(peer) = self.admit(UnixStream::from(stream)) {
+                        // Now, and not when its event comes: by then a crowd that came after it may have pushed it out.
+                        self.talk(peer);
+                    }
+                }
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 // A takeover is the way out of such a shortage, so it must not need what is short.
@@ -48,26 +63,28 @@ impl Driver {
         }
     }
 
-    /// Decides who may speak, before a byte of his is read.
-    fn admit(&mut self, stream: UnixStream) {
+    /// Decides who may speak, before a byte of his is read. `None` for who may not.
+    fn admit(&mut self, stream: UnixStream) -> Option<Peer> {
         // The kernel refuses descriptors from a client, where it can; the reader refuses them everywhere.
         let _ = sys::refuse_descriptors(stream.as_fd());
         let pidfd = sys::peer_pidfd(stream.as_fd()).ok();
-        let Ok((pid, uid, gid)) = control::peer_credentials(&stream) else { return };
+        let (pid, uid, gid) = control::peer_credentials(&stream).ok()?;
         while self.connections.len() >= MAX_CLIENTS {
             if !self.close_longest_silent() {
-                return;
+                return None;
             }
         }
-        let Ok(peer) = self.add_peer(stream, pidfd) else { return };
+        let peer = self.add_peer(stream, pidfd).ok()?;
         if self.settings.policy.admits(uid, gid) {
             self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+            Some(peer)
         } else {
             warn!("refused uid {uid}, gid {gid} (pid {pid}) on the control socket");
             let why = Refusal::new("stranger", format!("uid {uid} is not allowed"));
             self.send(peer, &Message::Refused(why));
             self.close_after_writing(peer);
             self.flush(peer);
+            None
         }
     }
 
@@ -174,6 +191,7 @@ impl Driver {
             self.poller.forget((**control).as_fd());
         }
         self.family.accepting = false;
+        self.unaccepted = false;
         self.poller.disarm(Key::Accept);
     }
 
