@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::error::{Error, PathProblem, Result};
+use crate::sys;
 
 /// How many connections may wait on the control socket.
 pub(crate) const BACKLOG: u32 = 128;
@@ -190,6 +191,9 @@ pub(crate) fn mend(path: &Path, policy: &Policy) -> Result<UnixListener> {
 
 /// listen(2) again: a new owner is who `SO_PEERCRED` names to those who connect from now on.
 pub(crate) fn listen_again(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
+    // Whoever connects from now on is refused descriptors by the kernel, where it can: also before he is accepted, which
+    // is when what he has sent is there already.
+    let _ = sys::refuse_descriptors(listener.as_fd());
     let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN);
     Ok(listen(&listener.as_fd(), backlog)?)
 }
