@@ -53,7 +53,8 @@ pub(crate) enum Lease {
 pub(crate) enum Failure {
     Refused(Refusal),
     Deadline,
-    /// The deadline, with an owner that holds its lock and never answered: stopped, or busy for too long.
+    /// The deadline, with an owner that holds its lock and never answered, or let nobody in: stopped, or busy for too
+    /// long.
     Unresponsive,
     /// Somebody listens at the path, although the lease was free.
     Occupied,
@@ -105,6 +106,8 @@ pub(crate) struct Starter {
     orphan_armed: bool,
     /// The connection of the last attempt was made, and nothing was said on it.
     silent: bool,
+    /// The last attempt found a queue that nobody takes from.
+    full: bool,
     /// The deadline passed while a takeover was under way: no further attempt after it.
     late: bool,
 }
@@ -120,6 +123,7 @@ impl Starter {
             orphan,
             orphan_armed: false,
             silent: false,
+            full: false,
             late: false,
         }
     }
@@ -128,14 +132,17 @@ impl Starter {
     pub(crate) fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
         match (self.stage, input) {
             (Stage::Connecting, Input::Connected) => {
+                self.full = false;
                 self.stage = Stage::Joined;
                 // Somebody listens: whether he answers is for the handshake's deadline to say.
                 self.rest(out);
                 out.push(Output::Join);
             }
-            (Stage::Connecting, Input::Unreachable | Input::Full) | (Stage::Joined, Input::NotServed) => {
+            (Stage::Connecting, input @ (Input::Unreachable | Input::Full)) => {
+                self.full = input == Input::Full;
                 self.lease(false, out);
             }
+            (Stage::Joined, Input::NotServed) => self.lease(false, out),
             (Stage::Joined, Input::Silent) => self.lease(true, out),
             (Stage::Joined, Input::Refused(why)) => {
                 self.silent = false;
@@ -244,7 +251,7 @@ impl Starter {
 
     /// What passing the deadline means: the last attempt tells.
     fn deadline(&self) -> Failure {
-        if self.silent { Failure::Unresponsive } else { Failure::Deadline }
+        if self.silent || self.full { Failure::Unresponsive } else { Failure::Deadline }
     }
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<Output>) {
@@ -283,6 +290,19 @@ mod tests {
         let why = Refusal { retry_after_ms: Some(0), ..Refusal::new("starting", "") };
         let out = outputs(&mut starter(), [Input::Connected, Input::Refused(why)]);
         assert_eq!(out, [Output::Arm(Timer::Retry, SHORTEST_PAUSE)]);
+    }
+
+    /// A queue that is still full at the deadline is one before a process that is stopped.
+    #[test]
+    fn an_owner_whose_queue_stays_full_does_not_respond() {
+        let mut starter = starter();
+        let busy = Input::Lease(Lease::Busy { owned: true });
+        outputs(&mut starter, [Input::Full, busy.clone()]);
+        let out = outputs(&mut starter.clone(), [Input::Expired(Timer::Start)]);
+        assert_eq!(out.last(), Some(&Output::Fail(Failure::Unresponsive)));
+        outputs(&mut starter, [Input::Expired(Timer::Retry), Input::Unreachable, busy]);
+        let out = outputs(&mut starter, [Input::Expired(Timer::Start)]);
+        assert_eq!(out.last(), Some(&Output::Fail(Failure::Deadline)));
     }
 
     /// Whoever has the lease knows that no family is alive, whatever it took the last one for.
