@@ -11,6 +11,8 @@ mod ctl;
 mod descriptors;
 mod faces;
 mod failure;
+mod gauge;
+mod hostile;
 mod kinds;
 mod layers;
 mod peer;
