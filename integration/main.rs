@@ -13,6 +13,7 @@ mod faces;
 mod failure;
 mod gauge;
 mod hostile;
+mod impostor;
 mod kinds;
 mod layers;
 mod peer;
