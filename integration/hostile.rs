@@ -608,9 +608,12 @@ fn an_owner_that_may_not_open_anything_waits_and_does_not_spin() {
     gauge.judge(EACH * 12 + BESIDE, SOME);
 }
 
+/// What it is called, and how it is told.
+type Lie<'a> = (&'a str, &'a dyn Fn(&mut Impostor));
+
 /// Tells a lie to one start after the other: each fails with this code, keeps nothing, and needs no more memory for it.
 #[track_caller]
-fn lies(code: &str, kilobytes: u64, lies: &[(&str, &dyn Fn(&mut Impostor))]) {
+fn lies(code: &str, kilobytes: u64, lies: &[Lie<'_>]) {
     let scene = Scene::new();
     let mut impostor = Impostor::new(&scene);
     let mut heir = Puppet::new();
