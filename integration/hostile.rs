@@ -368,7 +368,8 @@ impl Drip {
     }
 }
 
-/// The last of them are always nearer to their word than the successor: it is never the one that has to go.
+/// None of them ever finishes a frame, so each has been silent for longer than the successor: it is never the one that
+/// has to go.
 #[test]
 fn a_takeover_beside_as_many_that_drip_as_there_may_be() {
     let scene = Scene::new();
@@ -805,6 +806,7 @@ fn an_owner_that_never_comes_to_the_point() {
     let scene = Scene::new();
     let mut impostor = Impostor::new(&scene);
     let mut heir = Puppet::new();
+    heir.ask(json!({"do": "nothing"}));
     let mut gauge = Gauge::of(&heir);
     heir.ask(scene.begin("2", json!({"start_ms": 20_000})));
     impostor.accept();

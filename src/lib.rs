@@ -59,6 +59,11 @@ mod drain;
 mod driver;
 mod error;
 mod fdpass;
+/// Every door that bytes and events of others come in by, for `cargo fuzz` and for the unit tests.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[path = "../integration/fuzz/entry/mod.rs"]
+pub mod fuzz;
 mod handoff;
 mod listener;
 mod lock;

@@ -1,6 +1,5 @@
 //! The protocol against its description, and its machines against a simulated kernel.
 
-mod alone;
 mod format;
 mod takeover;
 mod world;
