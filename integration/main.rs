@@ -16,6 +16,7 @@ mod hostile;
 mod impostor;
 mod kinds;
 mod layers;
+mod lies;
 mod peer;
 mod peers;
 mod puppet;
