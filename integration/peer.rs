@@ -24,6 +24,7 @@ pub(crate) const RELEASED: u8 = 10;
 pub(crate) const OWNING: u8 = 11;
 pub(crate) const CONFIRMED: u8 = 12;
 pub(crate) const ABORT: u8 = 15;
+pub(crate) const ASK: u8 = 32;
 
 pub(crate) struct Peer {
     stream: UnixStream,
@@ -117,6 +118,16 @@ impl Peer {
         use std::os::fd::AsFd;
         let mut waiting = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
         poll(&mut waiting, PollTimeout::try_from(duration).unwrap()).unwrap() == 0
+    }
+
+    /// Waits until the other side has hung up, whatever there is to read.
+    #[track_caller]
+    pub(crate) fn is_hung_up_on(&self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut waiting = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let ended = poll(&mut waiting, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
+        assert_eq!(ended, 1, "it was not hung up on");
     }
 
     pub(crate) fn hello() -> Value {

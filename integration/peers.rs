@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sendfd::SendWithFd;
 use serde_json::{Value, json};
 
-use crate::peer::{ABORT, ACK, CONFIRMED, HELLO, OFFER, OWNING, Peer, READY, REFUSED, ROOM};
+use crate::peer::{ABORT, ACK, ASK, CONFIRMED, HELLO, OFFER, OWNING, Peer, READY, REFUSED, ROOM};
 use crate::puppet::{PATIENCE, Puppet, Scene};
 use crate::starting::settled;
 use crate::visitor::visit;
@@ -126,7 +126,9 @@ fn steps_out_of_order_end_the_takeover_and_nothing_else() {
     let scene = Scene::new();
     let (mut first, address) = scene.serve("1", json!({}));
     let before = first.ask(json!({"do": "descriptors"}));
-    let wrong: [(u8, Value); 6] = [
+    let wrong: [(u8, Value); 7] = [
+        // What nobody knows ends the takeover as well: the one who said it is hung up on.
+        (ASK, json!({"question": "of a later version"})),
         (HELLO, Peer::hello()),
         (READY, json!({})),
         (OWNING, json!({"generation": 2})),

@@ -84,12 +84,16 @@ impl Client {
                 (Message::Status(status), _) => self.partial = Some(status),
                 (Message::Listeners(list), Some(status)) => status.listeners.extend(list.listeners),
                 (Message::Refused(why), _) => return Err(Error::Refused(why)),
-                (Message::Done(_) | Message::Unknown(_), _) => continue,
+                (Message::Done(_) | Message::Unknown(_), _) => {}
                 (message, _) => return Err(unexpected(&message)),
             }
             let whole = self.partial.take_if(|status| status.listeners.len() >= status.listener_count as usize);
             if whole.is_some() {
                 return Ok(whole);
+            }
+            // Who talks on and on, and never to the point, has not answered in time.
+            if is_past(end) {
+                return Ok(None);
             }
         }
     }
@@ -107,6 +111,9 @@ impl Client {
                 Message::Refused(why) => return Err(Error::Refused(why)),
                 Message::Status(_) | Message::Listeners(_) | Message::Unknown(_) => {}
                 message => return Err(unexpected(&message)),
+            }
+            if is_past(Some(end)) {
+                return Err(Error::Deadline { waiting_for: "the owner", after: self.timeout });
             }
         }
     }
@@ -171,6 +178,10 @@ impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.stream().as_fd()
     }
+}
+
+fn is_past(end: Option<Instant>) -> bool {
+    end.is_some_and(|end| Instant::now() >= end)
 }
 
 fn unexpected(message: &Message) -> Error {

@@ -62,6 +62,8 @@ pub(crate) struct Connection {
     arrived: Vec<OwnedFd>,
     outgoing: VecDeque<Chunk>,
     sequence: u32,
+    /// Descriptors may come: from a predecessor, and from nobody else.
+    pub(crate) takes_descriptors: bool,
     /// When this peer last said something.
     pub(crate) heard: Instant,
     /// Wants a status after each change.
@@ -84,6 +86,7 @@ impl Connection {
             arrived: Vec::new(),
             outgoing: VecDeque::new(),
             sequence: 0,
+            takes_descriptors: false,
             heard: Instant::now(),
             watch: false,
             stale: false,
@@ -112,6 +115,10 @@ impl Connection {
                 return Incoming::NoRoom;
             }
             if !received.descriptors.is_empty() {
+                // At once: who sends no whole frame must not have them kept open.
+                if !self.takes_descriptors {
+                    return Incoming::Fault("descriptors where none belong".to_owned());
+                }
                 if !at_start || !self.arrived.is_empty() {
                     return Incoming::Fault("descriptors in the middle of a frame".to_owned());
                 }
@@ -255,5 +262,29 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    fn pair() -> (Connection, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Connection::new(ours, None), theirs)
+    }
+
+    /// As many as a message carries, with the first byte of a header, from every client there may be: they were kept
+    /// until the deadline of the handshake.
+    #[test]
+    fn descriptors_of_a_client_are_closed_before_his_frame_is_whole() {
+        let (mut connection, client) = pair();
+        let (reading, writing) = nix::unistd::pipe().unwrap();
+        fdpass::send_descriptors(&client, b"H", &[writing.as_fd(); 253]).unwrap();
+        drop(writing);
+        assert!(matches!(connection.read(&mut Receiver::new()), Incoming::Fault(_)));
+        // Nobody can write to the pipe any more: that is its end.
+        assert_eq!(nix::unistd::read(&reading, &mut [0]), Ok(0));
+        let (mut connection, predecessor) = pair();
+        connection.takes_descriptors = true;
+        fdpass::send_descriptors(&predecessor, b"H", &[reading.as_fd(); 253]).unwrap();
+        assert!(matches!(connection.read(&mut Receiver::new()), Incoming::Blocked));
+        assert_eq!(connection.arrived.len(), 253);
     }
 }

@@ -62,6 +62,11 @@ mod driver;
 mod error;
 mod fdpass;
 mod folder;
+/// Every door that bytes and events of others come in by, for `cargo fuzz` and for the unit tests.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[path = "../integration/fuzz/entry/mod.rs"]
+pub mod fuzz;
 mod guests;
 mod handoff;
 mod listener;

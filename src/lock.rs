@@ -22,7 +22,7 @@ const OWNER: libc::off_t = 0;
 /// The byte of the takeover lock.
 const TAKEOVER: libc::off_t = 1;
 /// The length of the content: one line, padded, so that a single small write replaces it.
-const CONTENT: usize = 80;
+pub(crate) const CONTENT: usize = 80;
 const PREFIX: &str = "heirloom 1 generation ";
 
 /// What the lock file says.
@@ -35,7 +35,7 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    fn encode(self) -> [u8; CONTENT] {
+    pub(crate) fn encode(self) -> [u8; CONTENT] {
         let line = format!("{PREFIX}{:020} nonce {:016x}", self.generation, self.nonce);
         let mut bytes = [b' '; CONTENT];
         bytes[..line.len()].copy_from_slice(line.as_bytes());
@@ -43,7 +43,7 @@ impl Content {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Content> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Content> {
         let line = std::str::from_utf8(bytes).ok()?.strip_prefix(PREFIX)?;
         let (generation, nonce) = line.split_once(" nonce ")?;
         Some(Content { generation: generation.parse().ok()?, nonce: u64::from_str_radix(nonce.trim_end(), 16).ok()? })

@@ -188,7 +188,9 @@ impl Peer {
         if !Guests::default().admit(owner.uid, &owner.groups) {
             return Err(Error::Stranger { uid: owner.uid });
         }
-        Ok(Peer { connection: Connection::new(stream, None), receiver: Receiver::new(), patience, sequence: 0 })
+        let mut connection = Connection::new(stream, None);
+        connection.takes_descriptors = true;
+        Ok(Peer { connection, receiver: Receiver::new(), patience, sequence: 0 })
     }
 
     /// A pidfd of the process that called listen(2) last before this connection was made, which each new owner does:

@@ -126,6 +126,9 @@ impl Driver {
         let Some(stream) = self.probe.take() else { return Ok(()) };
         let peer = self.add_peer(stream, None)?;
         self.link = Some(peer);
+        if let Some(connection) = self.connections.get_mut(&peer) {
+            connection.takes_descriptors = true;
+        }
         self.manifest.clear();
         self.announced.clear();
         self.arrived = 0;

@@ -183,7 +183,7 @@ pub(crate) struct Driver {
     cause: Option<Error>,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
-    /// Connections wait on the control socket of which no event will tell.
+    /// Connections may wait on the control socket, of which no event will tell.
     unaccepted: bool,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
     /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
@@ -255,7 +255,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        if !self.notices.is_empty() || !self.unread.is_empty() || self.unaccepted {
+        if !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
         self.set_timer()
@@ -299,12 +299,17 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if !self.unread.is_empty() || self.unaccepted {
+        if self.has_more() {
             // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
         self.refill();
         self.set_timer()
+    }
+
+    /// Whether something is left to do of which no event will tell.
+    fn has_more(&self) -> bool {
+        !self.unread.is_empty() || self.unaccepted
     }
 
     /// Makes ready for the next takeover what it needs of descriptors, while there are some.

@@ -24,23 +24,32 @@ use crate::{control, listener, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
-/// How many connections are accepted before others have their turn.
-const ACCEPTS_IN_A_TURN: usize = 128;
+/// How many connections are taken before the others, and the application, have their turn. Few beside those that may be
+/// at once, so that each is there for some turns whatever comes after it.
+const ACCEPTS_IN_A_TURN: usize = 16;
 /// How many entries or listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
 
 impl Driver {
-    /// Takes connections that wait on the control socket: all, but for those of somebody who never stops connecting.
+    /// Takes the connections that wait on the control socket, and hears what each has said already.
     pub(super) fn accept(&mut self) {
         self.unaccepted = false;
-        for _ in 0..ACCEPTS_IN_A_TURN {
-            if !self.family.accepting {
+        let mut taken = 0;
+        while self.family.accepting {
+            if taken == ACCEPTS_IN_A_TURN {
+                self.unaccepted = true;
                 return;
             }
             let Some(listener) = self.family.control.clone() else { return };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(&*listener, flags) {
-                Ok(stream) => self.admit(UnixStream::from(stream)),
+                Ok(stream) => {
+                    taken += 1;
+                    if let Some(peer) = self.admit(UnixStream::from(stream)) {
+                        // Now, and not when its event comes: by then a crowd that came after it may have pushed it out.
+                        self.talk(peer);
+                    }
+                }
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 // A takeover is the way out of such a shortage, so it must not need what is short.
@@ -53,12 +62,11 @@ impl Driver {
                 }
             }
         }
-        self.unaccepted = true;
     }
 
-    /// Decides who may speak, before a byte of his is read.
-    fn admit(&mut self, stream: UnixStream) {
-        let Ok(who) = control::peer_credentials(&stream) else { return };
+    /// Decides who may speak, before a byte of his is read. `None` for who may not.
+    fn admit(&mut self, stream: UnixStream) -> Option<Peer> {
+        let who = control::peer_credentials(&stream).ok()?;
         if !self.settings.guests.admit(who.uid, &who.groups) {
             let pid = who.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             warn!("refused uid {}, groups {:?} (pid {pid}) on the control socket", who.uid, who.groups);
@@ -67,19 +75,25 @@ impl Driver {
             let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
             stranger.send(&Message::Refused(why));
             stranger.flush();
-            return;
+            return None;
         }
         // Of a connection that was made before this owner listened.
         let _ = sys::refuse_descriptors(stream.as_fd());
         let pidfd = sys::peer_pidfd(stream.as_fd()).ok();
         while self.connections.len() >= MAX_CLIENTS {
             if !self.close_longest_silent() {
-                return;
+                return None;
             }
         }
         match self.add_peer(stream, pidfd) {
-            Ok(peer) => self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake),
-            Err(error) => warn!("{error}"),
+            Ok(peer) => {
+                self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+                Some(peer)
+            }
+            Err(error) => {
+                warn!("{error}");
+                None
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use log::{debug, info};
 use mio::Interest;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Driver, ELDER, Work};
@@ -79,9 +80,13 @@ impl Driver {
             else {
                 return Err(Error::Misbehaved("the first batch lacks what belongs to the family".to_owned()));
             };
-            self.poller
-                .watch(pidfd.as_fd(), ELDER, Interest::READABLE)
-                .map_err(|error| Error::io("watch the predecessor's pidfd", error))?;
+            self.poller.watch(pidfd.as_fd(), ELDER, Interest::READABLE).map_err(|error| {
+                match error.raw_os_error() {
+                    // epoll_ctl(2): what cannot be waited for is no pidfd.
+                    Some(libc::EPERM) => Error::Misbehaved("the first descriptor is no pidfd".to_owned()),
+                    _ => Error::io("watch the predecessor's pidfd", error),
+                }
+            })?;
             self.elder_pidfd = Some(pidfd);
             self.family.receive(lease, lock, control);
             self.check_family()?;
@@ -116,7 +121,7 @@ impl Driver {
             return lie("the lease is not the lock file at the path");
         }
         match sys::socket_facts(control.as_fd()) {
-            Ok(facts) if facts.listening && facts.domain == nix::libc::AF_UNIX => Ok(()),
+            Ok(facts) if facts.listening && facts.domain == libc::AF_UNIX => Ok(()),
             _ => lie("the control listener does not listen"),
         }
     }

@@ -356,6 +356,8 @@ impl Message {
         match self {
             Message::Offer(offer) if offer.entries > MAX_ENTRIES => Err(Fault::Body("offer")),
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
+            // A client keeps what it is told until all of it is there.
+            Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

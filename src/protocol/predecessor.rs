@@ -373,6 +373,10 @@ impl Predecessor {
                     out.push(Output::Send(peer, Done {}.into()));
                     self.stop(out);
                 }
+                // A refusal closes, and whoever was at something must not stay at it.
+                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, "a question that this version does not know".to_owned(), out);
+                }
                 Question::Unknown => {
                     out.push(Output::Refuse(peer, Refusal::new("unsupported", "this version cannot do that")));
                 }

@@ -11,6 +11,8 @@ use crate::error::Refusal;
 /// The first pause between two attempts; it doubles up to [`LONGEST_PAUSE`], and the driver adds jitter.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause that an owner can ask for.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +53,8 @@ pub(crate) enum Lease {
 pub(crate) enum Failure {
     Refused(Refusal),
     Deadline,
-    /// The deadline, with an owner that never answered or never took a connection: stopped, or busy for too long.
+    /// The deadline, with an owner that holds its lock and never answered, or let nobody in: stopped, or busy for too
+    /// long.
     Unresponsive,
     /// Somebody listens at the path, although the lease was free.
     Occupied,
@@ -103,7 +106,7 @@ pub(crate) struct Starter {
     orphan_armed: bool,
     /// The connection of the last attempt was made, and nothing was said on it.
     silent: bool,
-    /// The last attempt found the owner's queue full.
+    /// The last attempt found a queue that nobody takes from.
     full: bool,
     /// The deadline passed while a takeover was under way: no further attempt after it.
     late: bool,
@@ -129,29 +132,32 @@ impl Starter {
     pub(crate) fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
         match (self.stage, input) {
             (Stage::Connecting, Input::Connected) => {
+                self.full = false;
                 self.stage = Stage::Joined;
                 // Somebody listens: whether he answers is for the handshake's deadline to say.
                 self.rest(out);
                 out.push(Output::Join);
             }
-            (Stage::Connecting, Input::Full) => {
+            (Stage::Connecting, input @ (Input::Unreachable | Input::Full)) => {
                 self.lease(false, out);
-                self.full = true;
+                self.full = input == Input::Full;
             }
-            (Stage::Connecting, Input::Unreachable) | (Stage::Joined, Input::NotServed) => self.lease(false, out),
+            (Stage::Joined, Input::NotServed) => self.lease(false, out),
             (Stage::Joined, Input::Silent) => self.lease(true, out),
             (Stage::Joined, Input::Refused(why)) => {
                 self.silent = false;
                 match (why.code.as_str(), why.retry_after_ms) {
                     // These pass by themselves; everything else is for the caller to decide.
                     ("starting" | "stopping" | "draining", Some(after)) => {
-                        self.wait(Duration::from_millis(after.min(1000)), out);
+                        let after = Duration::from_millis(after).clamp(SHORTEST_PAUSE, LONGEST_RETRY);
+                        self.wait(after, out);
                     }
                     _ => self.fail(Failure::Refused(why), out),
                 }
             }
             (Stage::Leasing, Input::Lease(Lease::Taken)) => {
                 self.stage = Stage::Verifying;
+                self.rest(out);
                 out.push(Output::Connect);
             }
             (Stage::Leasing, Input::Lease(Lease::Replaced)) => self.pause(out),
@@ -200,7 +206,7 @@ impl Starter {
                 out.push(Output::DropLease);
                 self.fail(self.deadline(), out);
             }
-            (_, Input::Expired(Timer::Orphan)) => self.fail(Failure::Orphaned, out),
+            (_, Input::Expired(Timer::Orphan)) if self.orphan_armed => self.fail(Failure::Orphaned, out),
             _ => {}
         }
     }
@@ -237,7 +243,7 @@ impl Starter {
         out.push(Output::Arm(Timer::Retry, pause));
     }
 
-    /// The family is not without an owner, or not known to be.
+    /// The family is not without an owner, or not known to be, or there is none.
     fn rest(&mut self, out: &mut Vec<Output>) {
         if std::mem::take(&mut self.orphan_armed) {
             out.push(Output::Disarm(Timer::Orphan));
@@ -259,5 +265,56 @@ impl Starter {
         for timer in [Timer::Retry, Timer::Start, Timer::Orphan] {
             out.push(Output::Disarm(timer));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starter() -> Starter {
+        Starter::new(Duration::from_secs(60), Duration::from_secs(5), &mut Vec::new())
+    }
+
+    fn outputs(starter: &mut Starter, inputs: impl IntoIterator<Item = Input>) -> Vec<Output> {
+        let mut out = Vec::new();
+        for input in inputs {
+            out.clear();
+            starter.handle(input, &mut out);
+        }
+        out
+    }
+
+    /// Otherwise a broken owner could have all of a processor, until the deadline of the start.
+    #[test]
+    fn an_owner_that_says_try_again_at_once_makes_no_starter_spin() {
+        let why = Refusal { retry_after_ms: Some(0), ..Refusal::new("starting", "") };
+        let out = outputs(&mut starter(), [Input::Connected, Input::Refused(why)]);
+        assert_eq!(out, [Output::Arm(Timer::Retry, SHORTEST_PAUSE)]);
+    }
+
+    /// A queue that is still full at the deadline is one before a process that is stopped.
+    #[test]
+    fn an_owner_whose_queue_stays_full_does_not_respond() {
+        let mut starter = starter();
+        let busy = Input::Lease(Lease::Busy { owned: true });
+        outputs(&mut starter, [Input::Full, busy.clone()]);
+        let out = outputs(&mut starter.clone(), [Input::Expired(Timer::Start)]);
+        assert_eq!(out.last(), Some(&Output::Fail(Failure::Unresponsive)));
+        outputs(&mut starter, [Input::Expired(Timer::Retry), Input::Unreachable, busy]);
+        let out = outputs(&mut starter, [Input::Expired(Timer::Start)]);
+        assert_eq!(out.last(), Some(&Output::Fail(Failure::Deadline)));
+    }
+
+    /// Whoever has the lease knows that no family is alive, whatever it took the last one for.
+    #[test]
+    fn with_the_lease_in_hand_no_family_is_orphaned() {
+        let mut starter = starter();
+        let busy = Input::Lease(Lease::Busy { owned: false });
+        let out = outputs(&mut starter, [Input::Unreachable, busy]);
+        assert!(out.contains(&Output::Arm(Timer::Orphan, Duration::from_secs(5))));
+        let taken = [Input::Expired(Timer::Retry), Input::Unreachable, Input::Lease(Lease::Taken)];
+        assert_eq!(outputs(&mut starter, taken), [Output::Disarm(Timer::Orphan), Output::Connect]);
+        assert_eq!(outputs(&mut starter, [Input::Expired(Timer::Orphan)]), []);
     }
 }
