@@ -241,6 +241,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let (mut writer, mut reader) = (Connection::new(ours, None), Connection::new(theirs, None));
+        reader.takes_descriptors = true;
         writer.send(&Confirmed {}.into());
         assert_eq!(writer.flush(), Flush::Empty);
         let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
