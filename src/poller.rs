@@ -26,6 +26,8 @@ pub(crate) struct Poller<K> {
     deadlines: BTreeMap<K, Instant>,
     /// What the timer is set to, so that it is set only when that changes.
     set: Option<Instant>,
+    /// When the last look at what is ready began.
+    looked: Instant,
 }
 
 impl<K: Ord + Copy> Poller<K> {
@@ -33,7 +35,14 @@ impl<K: Ord + Copy> Poller<K> {
         let poll = Poll::new()?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
-        Ok(Poller { poll, events: Events::with_capacity(EVENTS), timer, deadlines: BTreeMap::new(), set: None })
+        Ok(Poller {
+            poll,
+            events: Events::with_capacity(EVENTS),
+            timer,
+            deadlines: BTreeMap::new(),
+            set: None,
+            looked: Instant::now(),
+        })
     }
 
     /// Watches a descriptor, edge-triggered.
@@ -49,6 +58,7 @@ impl<K: Ord + Copy> Poller<K> {
 
     /// The tokens of what is ready, without waiting, and whether there may be more than one round takes.
     pub(crate) fn ready(&mut self) -> io::Result<(Vec<usize>, bool)> {
+        self.looked = Instant::now();
         loop {
             match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
                 Ok(()) => break,
@@ -81,10 +91,10 @@ impl<K: Ord + Copy> Poller<K> {
         self.deadlines.get(&key).copied()
     }
 
-    /// One deadline that has passed; it is disarmed. The earliest first.
+    /// One deadline that has passed; it is disarmed. The earliest first. Those count that had passed when what is ready was
+    /// last looked at: a process that is stopped after that look finds all of them passed, and input that it has not seen.
     pub(crate) fn expired(&mut self) -> Option<K> {
-        let now = Instant::now();
-        let (key, _) = self.deadlines.iter().filter(|(_, at)| **at <= now).min_by_key(|(_, at)| **at)?;
+        let (key, _) = self.deadlines.iter().filter(|(_, at)| **at <= self.looked).min_by_key(|(_, at)| **at)?;
         let key = *key;
         self.deadlines.remove(&key);
         Some(key)

@@ -43,11 +43,11 @@ impl Driver {
                         }
                         Connect::Full => starter::Input::Full,
                     };
-                    self.work.push_back(Work::Starter(input));
+                    self.answer(Work::Starter(input));
                 }
                 starter::Output::TakeLease => {
                     let answer = self.take_lease()?;
-                    self.work.push_back(Work::Starter(starter::Input::Lease(answer)));
+                    self.answer(Work::Starter(starter::Input::Lease(answer)));
                 }
                 starter::Output::DropLease => self.family.clear(),
                 starter::Output::TakeLock => {
@@ -55,7 +55,7 @@ impl Driver {
                     if let Some(generation) = generation {
                         self.become_owner(generation);
                     }
-                    self.work.push_back(Work::Starter(starter::Input::Lock(generation.is_some())));
+                    self.answer(Work::Starter(starter::Input::Lock(generation.is_some())));
                 }
                 starter::Output::Join => self.join()?,
                 starter::Output::HangUp => self.probe = None,
@@ -218,7 +218,7 @@ impl Driver {
                 }
                 successor::Output::Reserve(count) => {
                     let room = self.reserve(count).map_err(|error| self.withdraw_for(error));
-                    self.work.push_back(Work::Successor(successor::Input::Reserved(room)));
+                    self.answer(Work::Successor(successor::Input::Reserved(room)));
                 }
                 successor::Output::JoinTakeover => self.join_takeover(),
                 successor::Output::LeaveTakeover => {
@@ -270,7 +270,7 @@ impl Driver {
                 successor::Input::Lock(Lock::Busy)
             }
         };
-        self.work.push_back(Work::Successor(input));
+        self.answer(Work::Successor(input));
     }
 
     fn successor_tells(&mut self, notice: successor::Notice) {

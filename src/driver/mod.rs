@@ -264,8 +264,26 @@ impl Driver {
     /// Does everything that can be done without waiting. To be called whenever the descriptor is readable.
     pub(crate) fn process(&mut self) -> Result<()> {
         self.enter()?;
-        // Input before timers: after a stop of this process everything is due at once, and an `Owning` that waits to
-        // be read must win against the deadline that waited with it.
+        loop {
+            // Input before timers: after a stop of this process everything is due at once, and an `Owning` that waits to
+            // be read must win against the deadline that waited with it. So there is a look before each of them.
+            self.read_on()?;
+            let Some(key) = self.poller.expired() else { break };
+            self.expired(key);
+            self.run()?;
+        }
+        self.finish_drain();
+        self.run()?;
+        if self.has_more() {
+            // More waits than one turn may take: come back at once, after whoever polls us had his turn.
+            self.wake.again();
+        }
+        self.refill();
+        self.set_timer()
+    }
+
+    /// Takes what waits to be read.
+    fn read_on(&mut self) -> Result<()> {
         for peer in std::mem::take(&mut self.unread) {
             self.talk(peer);
             self.run()?;
@@ -293,18 +311,7 @@ impl Driver {
             }
             self.run()?;
         }
-        while let Some(key) = self.poller.expired() {
-            self.expired(key);
-            self.run()?;
-        }
-        self.finish_drain();
-        self.run()?;
-        if self.has_more() {
-            // More waits than one turn may take: come back at once, after whoever polls us had his turn.
-            self.wake.again();
-        }
-        self.refill();
-        self.set_timer()
+        Ok(())
     }
 
     /// Whether something is left to do of which no event will tell.
@@ -330,6 +337,18 @@ impl Driver {
 
     /// Feeds the machines until nothing is left to do, then tells those who watch.
     fn run(&mut self) -> Result<()> {
+        loop {
+            self.run_machines()?;
+            if !std::mem::take(&mut self.changed) {
+                return Ok(());
+            }
+            self.tell_watchers();
+            // A connection that breaks at a write is news again.
+            self.flush_all();
+        }
+    }
+
+    fn run_machines(&mut self) -> Result<()> {
         while let Some(work) = self.work.pop_front() {
             self.changed = true;
             match work {
@@ -356,11 +375,13 @@ impl Driver {
                 }
             }
         }
-        if std::mem::take(&mut self.changed) {
-            self.tell_watchers();
-            self.flush_all();
-        }
         Ok(())
+    }
+
+    /// The answer to what a machine asked for comes before whatever else waits for it: between the question and the answer
+    /// it must learn nothing, or it would act on an answer that is old.
+    fn answer(&mut self, work: Work) {
+        self.work.push_front(work);
     }
 
     /// Hands an input to the owner's machine.

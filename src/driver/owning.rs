@@ -9,7 +9,7 @@ use log::{debug, error, info, warn};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 
-use super::{ACCEPT_PAUSE, Driver, Key, Notice};
+use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
@@ -179,7 +179,7 @@ impl Driver {
                         warn!("cannot take the owner lock back: {error}");
                         predecessor::Found::Unknown
                     });
-                    self.owner(predecessor::Input::Claimed(found));
+                    self.answer(Work::Predecessor(predecessor::Input::Claimed(found)));
                 }
                 Output::Tells(notice) => self.predecessor_tells(notice),
                 Output::Arm(timer, after) => self.poller.arm(Key::Predecessor(timer), after),

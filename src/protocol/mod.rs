@@ -1,6 +1,9 @@
 #![doc = include_str!("wire.md")]
 
 pub(crate) mod message;
+#[cfg(test)]
+#[path = "../../integration/model/mod.rs"]
+mod model;
 pub(crate) mod predecessor;
 pub(crate) mod starter;
 pub(crate) mod successor;

@@ -141,7 +141,7 @@ pub(crate) enum Output {
     StartControl,
     /// Give byte 0 back.
     Unlock,
-    /// Try to take byte 0 back; answer with [`Input::Claimed`].
+    /// Try to take byte 0 back; answer with [`Input::Claimed`] before anything else.
     Claim(Claim),
     Tells(Notice),
     Arm(Timer, Duration),
@@ -529,6 +529,8 @@ impl Predecessor {
                 self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, finish: None };
                 // A stop that was asked for in between has had its way.
                 self.stopping = false;
+                // Somebody owns: patience begins anew with the next look, and its deadline with it.
+                self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
                 out.push(Output::Tells(Notice::Leave(Reason::Successor)));

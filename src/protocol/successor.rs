@@ -97,7 +97,7 @@ pub(crate) enum Output {
     JoinTakeover,
     /// Give byte 1 back.
     LeaveTakeover,
-    /// Try byte 0, compare the file with these; answer with [`Input::Lock`].
+    /// Try byte 0, compare the file with these; answer with [`Input::Lock`] before anything else.
     TakeLock {
         generation: u64,
         nonce: u64,
@@ -165,8 +165,8 @@ pub(crate) struct Successor {
     ready: bool,
     /// How much of the application's state has come.
     state: StateSoFar,
-    /// The predecessor has called the takeover off.
-    called_off: Option<Refusal>,
+    /// Why this attempt is over, unless the last look at the lock says that nobody else owns.
+    giving_up: Option<Failure>,
     predecessor: Who,
     offered_state: Option<StateKind>,
     generation: u64,
@@ -185,7 +185,7 @@ impl Successor {
             died: false,
             ready: false,
             state: StateSoFar::None,
-            called_off: None,
+            giving_up: None,
             predecessor: Who::default(),
             offered_state: None,
             generation: 0,
@@ -297,8 +297,7 @@ impl Successor {
             (Stage::WarmingUp { .. } | Stage::Waiting { .. } | Stage::Taking { .. }, Message::Abort(Abort(why)))
                 if self.wants == Wants::Takeover && why.code != "stopping" =>
             {
-                self.called_off = Some(why);
-                self.take(out);
+                self.give_up(Failure::GaveUp(why), out);
             }
             (_, Message::Abort(Abort(why))) => self.fail(Failure::GaveUp(why), out),
             (_, message) => {
@@ -447,7 +446,7 @@ impl Successor {
             }
             // The link is lost and the predecessor lives. A process that was not yet ready may go on warming up: it is
             // told when it asks.
-            (Timer::Handshake, Stage::Receiving { .. }) => self.fail(Failure::LinkLost, out),
+            (Timer::Handshake, Stage::Receiving { .. }) => self.give_up(Failure::LinkLost, out),
             (Timer::Release, Stage::Waiting { .. }) => {
                 // One look at the lock: it may have been freed for us, and the message lost with its sender stopped.
                 let Stage::Waiting { offer } = std::mem::replace(&mut self.stage, Stage::Over) else { return };
@@ -457,7 +456,7 @@ impl Successor {
             }
             (Timer::Commit, Stage::Taking { .. }) => {
                 let failure = if self.link { Failure::Deadline("the release") } else { Failure::LinkLost };
-                self.fail(failure, out);
+                self.give_up(failure, out);
             }
             (Timer::Probe, Stage::Taking { .. } | Stage::WarmingUp { .. } | Stage::Receiving { .. }) => self.take(out),
             _ => {}
@@ -491,9 +490,9 @@ impl Successor {
                 }
                 out.push(Output::Tells(Notice::Owner { cold: !self.ready }));
             }
-            (Lock::Busy, _) if self.called_off.is_some() => {
-                if let Some(why) = self.called_off.take() {
-                    self.fail(Failure::GaveUp(why), out);
+            (Lock::Busy, _) if self.giving_up.is_some() => {
+                if let Some(failure) = self.giving_up.take() {
+                    self.fail(failure, out);
                 }
             }
             (Lock::Busy, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
@@ -503,6 +502,13 @@ impl Successor {
             (Lock::Foreign, _) => self.fail(Failure::Superseded, out),
             _ => {}
         }
+    }
+
+    /// Gives up, but for one more look at the lock: the predecessor may have died since the last one, and then this process
+    /// has the last copies of what it received.
+    fn give_up(&mut self, failure: Failure, out: &mut Vec<Output>) {
+        self.giving_up = Some(failure);
+        self.take(out);
     }
 
     /// Calls it off and says so.

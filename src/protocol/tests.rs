@@ -1,6 +1,6 @@
 //! The protocol against its description, and its machines against a simulated kernel.
 
+mod alone;
 mod format;
-mod rehearsal;
 mod takeover;
 mod world;

@@ -769,7 +769,7 @@ impl World {
                 } else {
                     starter::Input::Unreachable
                 };
-                self.processes[pid].work.push_back(Work::Starter(input));
+                self.processes[pid].work.push_front(Work::Starter(input));
             }
             starter::Output::TakeLease => {
                 let answer = if self.processes[pid].app.wants == Wants::Rehearsal {
@@ -780,7 +780,7 @@ impl World {
                     self.processes[pid].lease = true;
                     Lease::Taken
                 };
-                self.processes[pid].work.push_back(Work::Starter(starter::Input::Lease(answer)));
+                self.processes[pid].work.push_front(Work::Starter(starter::Input::Lease(answer)));
             }
             starter::Output::DropLease => self.drop_family(pid),
             starter::Output::TakeLock => {
@@ -790,7 +790,7 @@ impl World {
                     self.write(pid, generation, 0);
                     self.become_owner(pid, generation);
                 }
-                self.processes[pid].work.push_back(Work::Starter(starter::Input::Lock(taken)));
+                self.processes[pid].work.push_front(Work::Starter(starter::Input::Lock(taken)));
             }
             starter::Output::Join => {
                 let nonce = 1000 + self.links.len() as u64;
@@ -835,7 +835,7 @@ impl World {
             }
             successor::Output::Keep(entries) => process.listed += entries.len() as u32,
             successor::Output::Reserve(_) => {
-                process.work.push_back(Work::Successor(successor::Input::Reserved(Ok(()))));
+                process.work.push_front(Work::Successor(successor::Input::Reserved(Ok(()))));
             }
             successor::Output::JoinTakeover => {
                 self.file.shared.insert(pid);
@@ -855,7 +855,7 @@ impl World {
                     self.file.owner = None;
                     Lock::Foreign
                 };
-                self.processes[pid].work.push_back(Work::Successor(successor::Input::Lock(lock)));
+                self.processes[pid].work.push_front(Work::Successor(successor::Input::Lock(lock)));
             }
             successor::Output::Record { generation } => {
                 self.write(pid, generation, 0);
@@ -973,7 +973,7 @@ impl World {
             }
             Output::Claim(claim) => {
                 let found = self.reclaim(pid, claim);
-                self.owner(pid, predecessor::Input::Claimed(found));
+                self.processes[pid].work.push_front(Work::Predecessor(predecessor::Input::Claimed(found)));
             }
             Output::Tells(notice) => {
                 let note = match notice {
