@@ -304,6 +304,8 @@ fn a_check_that_is_killed_takes_its_successor_along() {
 fn a_real_takeover_ends_a_check_and_is_nobodys_fault() {
     let scene = Scene::new();
     let (mut owner, _) = scene.serve("1", json!({}));
+    // It drains until the check has looked: of one that has ended, nobody could say how.
+    owner.ask(json!({"do": "lease"}));
     let mut running = Running::new(&mut command(&scene.control(), &["--only", "bad-magic", "--only", "stall-silent"]));
     // Under way for seconds, and not in the way: its connection is there as soon as this one is.
     let connected = || owner_has_connections(&mut owner).then_some(());
@@ -313,6 +315,7 @@ fn a_real_takeover_ends_a_check_and_is_nobodys_fault() {
     assert_eq!((running.code(), &seen["error"]["code"]), (1, &json!("overtaken")), "{seen}");
     assert!(seen["error"]["hint"].as_str().unwrap().contains("not the owner's fault"), "{seen}");
     assert_eq!(only(&seen)["name"], "bad-magic");
+    owner.ask(json!({"do": "end-lease"}));
     assert_eq!(owner.exit_code(), Some(0));
     let status = scene.status();
     assert_eq!((status.pid, status.generation), (next.pid(), 2));
