@@ -17,6 +17,7 @@ mod peer;
 mod peers;
 mod puppet;
 mod recorded;
+mod soak;
 mod starting;
 mod steps;
 mod takeover;

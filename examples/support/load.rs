@@ -259,7 +259,8 @@ struct Miss {
 impl<E: Error + 'static> From<E> for Miss {
     /// An error with all its causes: hyper's own words alone say little.
     fn from(error: E) -> Miss {
-        let causes: Vec<&dyn Error> = std::iter::successors(Some(&error as &dyn Error), |&error| error.source()).collect();
+        let causes: Vec<&dyn Error> =
+            std::iter::successors(Some(&error as &dyn Error), |&error| error.source()).collect();
         let words = causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ");
         let io = causes.iter().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let hyper = causes.iter().find_map(|cause| cause.downcast_ref::<hyper::Error>());
