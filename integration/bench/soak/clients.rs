@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,24 +80,25 @@ fn turns(period: Duration) -> tokio::time::Interval {
 async fn send_lines(path: PathBuf, seen: Arc<Mutex<Seen>>, mut stop: watch::Receiver<bool>) {
     let mut turns = turns(LINE_EVERY);
     while turn(&mut turns, &mut stop).await {
-        let answer = timeout(ANSWER_WITHIN, one_line(&path)).await;
+        let answer = timeout(ANSWER_WITHIN, ask(&path, "version")).await;
         let mut seen = lock(&seen);
         seen.lines += 1;
         match answer {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => seen.fails(kind(&error), format!("a line: {error}")),
             Err(_) => seen.fails(LATE, format!("a line: no answer within {ANSWER_WITHIN:?}")),
         }
     }
 }
 
-async fn one_line(path: &PathBuf) -> io::Result<()> {
+/// Asks one question on a new connection. All answers are numbers.
+pub(crate) async fn ask(path: &Path, question: &str) -> io::Result<u64> {
     let mut stream = BufReader::new(UnixStream::connect(path).await?);
-    stream.write_all(b"who?\n").await?;
+    stream.write_all(format!("{question}\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_line(&mut answer).await?;
-    match answer.trim_end().parse::<u32>() {
-        Ok(_) if answer.ends_with('\n') => Ok(()),
+    match answer.trim_end().parse() {
+        Ok(number) if answer.ends_with('\n') => Ok(number),
         _ if answer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("the answer is {answer:?}"))),
     }
@@ -177,7 +178,7 @@ pub(crate) struct Anchor(BufReader<UnixStream>);
 impl Anchor {
     pub(crate) async fn cast(path: PathBuf) -> io::Result<Anchor> {
         let mut stream = BufReader::new(UnixStream::connect(path).await?);
-        stream.write_all(b"who?\n").await?;
+        stream.write_all(b"version\n").await?;
         stream.read_line(&mut String::new()).await?;
         Ok(Anchor(stream))
     }
@@ -185,7 +186,7 @@ impl Anchor {
     /// Ends it, once it is sure that its server had not.
     pub(crate) async fn weigh(self) -> Result<(), Failure> {
         let Anchor(mut stream) = self;
-        stream.write_all(b"who?\n").await?;
+        stream.write_all(b"version\n").await?;
         match stream.read(&mut [0; 16]).await? {
             0 => Err("a connection was cut off by the server that should have kept it".into()),
             _ => Ok(()),

@@ -88,46 +88,43 @@ impl Holdings {
     fn total(&self) -> u64 {
         self.descriptors.values().sum()
     }
-
-    fn is_within(&self, most: &Holdings) -> bool {
-        self.descriptors.iter().all(|(kind, count)| most.descriptors.get(kind).is_some_and(|most| count <= most))
-    }
 }
 
-/// Who is looked at again and again, and what he held at first.
+/// A process that is looked at again and again, or its successors, which hold the same.
 #[derive(Debug)]
 pub(crate) struct Watch {
     sockets: Sockets,
-    first: Option<Holdings>,
+    last: Option<Holdings>,
+    patience: Duration,
 }
 
 impl Watch {
     pub(crate) fn new(sockets: Sockets) -> Watch {
-        Watch { sockets, first: None }
+        Watch { sockets, last: None, patience: SETTLE_WITHIN }
     }
 
-    /// What the process holds when it holds no more than at first; what it has not let go of within [`SETTLE_WITHIN`]
-    /// counts as held. At first it is the least that is seen for a while.
-    ///
-    /// A connection that is just being answered or closed is no leak, and nobody but the kernel's tables tells of it, so
-    /// these are looked at again.
+    /// What the process holds. Where these are other descriptors than the last time it is looked at again for a while: a
+    /// connection that is just being answered or closed is no leak, and the kernel has no event for its end. At first it is
+    /// the least that is seen for a while.
     pub(crate) async fn look(&mut self, pid: i32) -> Result<Holdings, Failure> {
         let began = Instant::now();
-        let mut least = Holdings::of(pid, &self.sockets)?;
-        loop {
-            match &self.first {
-                Some(first) if least.is_within(first) || began.elapsed() > SETTLE_WITHIN => break,
-                None if began.elapsed() > FIRST_LOOK => break,
-                _ => {}
-            }
+        let mut held = Holdings::of(pid, &self.sockets)?;
+        while match &self.last {
+            Some(last) => held.descriptors != last.descriptors && began.elapsed() < self.patience,
+            None => began.elapsed() < FIRST_LOOK,
+        } {
             tokio::time::sleep(LOOK_AGAIN).await;
             let now = Holdings::of(pid, &self.sockets)?;
-            if self.first.is_some() || now.total() < least.total() {
-                least = now;
+            if self.last.is_some() || now.total() < held.total() {
+                held = now;
             }
         }
-        self.first.get_or_insert_with(|| least.clone());
-        Ok(least)
+        if self.last.as_ref().is_some_and(|last| held.descriptors != last.descriptors) {
+            // The run has failed by this. A leak in each round must not make it last for hours.
+            self.patience /= 2;
+        }
+        self.last = Some(held.clone());
+        Ok(held)
     }
 }
 

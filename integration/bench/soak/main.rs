@@ -12,7 +12,7 @@
 //!
 //! After each round everything is looked at that could pile up, and at the end each figure is told with its slope
 //! ([`trend`]). The exit code is 1 where a request failed, where descriptors, files or children were not the same after
-//! each round, or where memory grew; times are told and never judged.
+//! each round, or where memory or heap grew; times are told and never judged.
 
 #![allow(clippy::print_stderr, missing_docs, reason = "a program")]
 
@@ -83,6 +83,10 @@ struct Cli {
     #[arg(long, hide = true)]
     bench: bool,
 }
+
+/// Every generation tells how much it has on its heap: a leak of a few bytes a round is no page for long.
+#[global_allocator]
+static HEAP: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
 
 #[derive(Debug, Subcommand)]
 enum Command {

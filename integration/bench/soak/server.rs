@@ -31,6 +31,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::HEAP;
 use crate::args::ServerArgs;
 use crate::clock;
 use crate::failure::Failure;
@@ -116,23 +117,26 @@ pub(crate) async fn live(role: &Role) -> Result<(), Failure> {
     starting.during(tokio::time::sleep(role.server.warm_up)).await?;
 
     let mut serving = starting.ready().await?;
-    tell("owning", serving.generation(), &[]);
     if role.conduct == Conduct::Idle {
+        tell("owning", serving.generation(), &[]);
         return pending().await;
     }
+    let mut how = "owning";
     loop {
-        let take = |generation| Ledger::take(&datagrams, &count, generation);
-        serve(&mut serving, &web, &lines, take, &role.server.app_version).await?;
+        let take = |how: &str, generation| {
+            let ledger = Ledger::take(&datagrams, &count, generation)?;
+            tell(how, generation, &[]);
+            Ok(ledger)
+        };
+        serve(&mut serving, how, &web, &lines, take, &role.server.app_version).await?;
         tell("leaving", serving.generation(), &[]);
+        how = "resumed";
         match serving.drain().await? {
             Drained::Done(summary) if summary.forced => {
                 return Err(format!("the drain deadline cut off {} connections", summary.in_flight).into());
             }
             Drained::Done(_) => return Ok(()),
-            Drained::Resumed(again) => {
-                serving = again;
-                tell("resumed", serving.generation(), &[]);
-            }
+            Drained::Resumed(again) => serving = again,
         }
     }
 }
@@ -173,13 +177,14 @@ fn falter(role: &Role, handoff: Handoff) -> Result<(), Failure> {
 /// Serves until somebody else does, or until it is asked to stop.
 async fn serve(
     serving: &mut Serving,
+    how: &str,
     web: &TcpListener,
     lines: &UnixListener,
-    take: impl Fn(u64) -> Result<Ledger, Failure>,
+    take: impl Fn(&str, u64) -> Result<Ledger, Failure>,
     version: &str,
 ) -> Result<(), Failure> {
     let version: Arc<str> = version.into();
-    let mut ledger = Some(take(serving.generation())?);
+    let mut ledger = Some(take(how, serving.generation())?);
     loop {
         tokio::select! {
             event = serving.event() => match event? {
@@ -188,10 +193,7 @@ async fn serve(
                     serving.inner().released()?;
                 }
                 // The successor that was ready has died.
-                Event::Resume => {
-                    ledger = Some(take(serving.generation())?);
-                    tell("resumed", serving.generation(), &[]);
-                }
+                Event::Resume => ledger = Some(take("resumed", serving.generation())?),
                 Event::Leave(_) => break,
                 _ => {}
             },
@@ -236,12 +238,13 @@ async fn answer_requests(stream: TcpStream, lease: Lease, version: Arc<str>) {
     }
 }
 
-/// Answers each line with the version, until the client has no more of them.
+/// Answers each line until the client has no more of them: with the version, or with what is on the heap, in bytes.
 async fn answer_lines(stream: UnixStream, _lease: Lease, version: Arc<str>) {
     let answered = async {
         let mut lines = BufReader::new(stream).lines();
-        while lines.next_line().await?.is_some() {
-            lines.get_mut().write_all(format!("{version}\n").as_bytes()).await?;
+        while let Some(line) = lines.next_line().await? {
+            let answer = if line == "heap" { HEAP.current_usage().to_string() } else { version.to_string() };
+            lines.get_mut().write_all(format!("{answer}\n").as_bytes()).await?;
         }
         io::Result::Ok(())
     };
