@@ -203,6 +203,7 @@ async fn take_over(fleet: &mut Fleet, load: &Load, version: u32, address: Socket
         return Err(format!("version {version} answered nobody within {FIRST_ANSWER_WITHIN:?}").into());
     };
     let old_gone = fleet.oldest_leaves().await?;
+    load.has_left(&(version - 1).to_string());
     Ok(Takeover {
         from: version - 1,
         to: version,
@@ -210,7 +211,7 @@ async fn take_over(fleet: &mut Fleet, load: &Load, version: u32, address: Socket
         owner: owner.at() - spawned,
         first_answer: first_answer - spawned,
         old_gone: old_gone - spawned,
-        slowest: load.takeover_ends(),
+        slowest: Duration::from_micros(load.takeover_ends().max()),
     })
 }
 

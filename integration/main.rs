@@ -27,6 +27,7 @@ mod puppet;
 mod recorded;
 mod security;
 mod service;
+mod soak;
 mod starting;
 mod state;
 mod takeover;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,7 +26,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::clock::{self, Metronome};
-use crate::failure::Failure;
 
 /// What to load, and how much.
 #[derive(Clone, Copy, Debug)]
@@ -66,14 +65,19 @@ impl Load {
     pub(crate) fn takeover_begins(&self) {
         let mut count = self.ledger.count();
         count.in_takeover = true;
-        count.slowest = Duration::ZERO;
+        count.window.reset();
     }
 
-    /// Counts the requests from now on as calm again, and tells the longest latency of this takeover.
-    pub(crate) fn takeover_ends(&self) -> Duration {
+    /// Counts the requests from now on as calm again, and tells the latencies of this takeover, in microseconds.
+    pub(crate) fn takeover_ends(&self) -> Histogram<u64> {
         let mut count = self.ledger.count();
         count.in_takeover = false;
-        count.slowest
+        count.window.clone()
+    }
+
+    /// Takes note that a version has exited: no request that is sent from now on can get a good answer from it.
+    pub(crate) fn has_left(&self, version: &str) {
+        self.ledger.count().left.insert(version.to_owned(), clock::now());
     }
 
     /// Waits for the first answer of a version and tells when it came.
@@ -97,6 +101,7 @@ impl Load {
         if late {
             // The service hangs, and each of them waits in vain for one answer after the other.
             tally.failed += 1;
+            *tally.failed_by.entry(LATE).or_default() += 1;
             tally.failures.push("the clients could not make all requests in time".to_owned());
         }
         tally
@@ -114,6 +119,8 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Those of the failed ones whose client keeps its connection.
     pub(crate) failed_keep_alive: u64,
+    /// The failed ones by what their client met: [`REFUSED`], [`RESET`], [`CUT`], [`LATE`], [`WRONG`].
+    pub(crate) failed_by: BTreeMap<&'static str, u64>,
     /// Good answers by the version that gave them.
     pub(crate) by_version: BTreeMap<String, u64>,
     /// The first few failures in words.
@@ -139,6 +146,21 @@ const LONGEST_LATENCY: u64 = 60_000_000;
 /// Three digits: as exact as anybody reads a latency.
 const DIGITS: u8 = 3;
 
+/// Nobody listened.
+pub(crate) const REFUSED: &str = "refused";
+
+/// The connection was reset, or closed before the request had left.
+pub(crate) const RESET: &str = "reset";
+
+/// The connection ended before the answer did.
+pub(crate) const CUT: &str = "cut";
+
+/// There was no answer in time.
+pub(crate) const LATE: &str = "late";
+
+/// The answer was not the one to expect, or came from a version that had left; whatever else went wrong, too.
+pub(crate) const WRONG: &str = "wrong";
+
 /// Where the clients write down what they see.
 #[derive(Debug)]
 struct Ledger {
@@ -151,7 +173,10 @@ struct Ledger {
 struct Count {
     tally: Tally,
     in_takeover: bool,
-    slowest: Duration,
+    /// Latencies of the takeover that goes on, or was the last.
+    window: Histogram<u64>,
+    /// When each version exited.
+    left: BTreeMap<String, Duration>,
 }
 
 impl Ledger {
@@ -161,12 +186,14 @@ impl Ledger {
             requests: 0,
             failed: 0,
             failed_keep_alive: 0,
+            failed_by: BTreeMap::new(),
             by_version: BTreeMap::new(),
             failures: Vec::new(),
             calm: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
             takeovers: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
         };
-        let count = Mutex::new(Count { tally, in_takeover: false, slowest: Duration::ZERO });
+        let window = Histogram::new_from(&tally.takeovers);
+        let count = Mutex::new(Count { tally, in_takeover: false, window, left: BTreeMap::new() });
         Ok(Ledger { count, firsts: watch::Sender::default() })
     }
 
@@ -175,17 +202,23 @@ impl Ledger {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters one request, which was due at `due`; `touched` where a takeover was going on when it was sent.
-    fn enter(&self, client: &Client, due: Duration, touched: bool, answer: Result<String, Failure>) {
+    /// Enters one request, which was due at `due` and sent at `sent`; `touched` where a takeover was going on then.
+    fn enter(&self, client: &Client, due: Duration, sent: Duration, touched: bool, answer: Result<String, Miss>) {
         let at = clock::now();
         let latency = at - due;
         let mut count = self.count();
         let touched = touched || count.in_takeover;
         count.tally.requests += 1;
+        let answer = answer.and_then(|version| match count.left.get(&version) {
+            Some(left) if *left < sent => {
+                Err(Miss { kind: WRONG, words: format!("answered by version {version}, which had left") })
+            }
+            _ => Ok(version),
+        });
         match answer {
             Ok(version) => {
                 if touched {
-                    count.slowest = count.slowest.max(latency);
+                    count.window.saturating_record(micros(latency));
                     count.tally.takeovers.saturating_record(micros(latency));
                 } else {
                     count.tally.calm.saturating_record(micros(latency));
@@ -198,13 +231,14 @@ impl Ledger {
                     });
                 }
             }
-            Err(error) => {
+            Err(Miss { kind: by, words }) => {
                 count.tally.failed += 1;
                 count.tally.failed_keep_alive += u64::from(client.keeps);
+                *count.tally.failed_by.entry(by).or_default() += 1;
                 if count.tally.failures.len() < FAILURES_KEPT {
                     let kind = if client.keeps { "keep-alive" } else { "new connection" };
                     let when = if touched { "in a takeover" } else { "in a calm stretch" };
-                    count.tally.failures.push(format!("{kind}, {when}: {}", in_full(&*error)));
+                    count.tally.failures.push(format!("{kind}, {when}: {words}"));
                 }
             }
         }
@@ -215,10 +249,31 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// An error with all its causes: hyper's own words alone say little.
-fn in_full(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+/// Why a request got no whole, good answer.
+#[derive(Debug)]
+struct Miss {
+    kind: &'static str,
+    words: String,
+}
+
+impl<E: Error + 'static> From<E> for Miss {
+    /// An error with all its causes: hyper's own words alone say little.
+    fn from(error: E) -> Miss {
+        let causes: Vec<&dyn Error> =
+            std::iter::successors(Some(&error as &dyn Error), |&error| error.source()).collect();
+        let words = causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let io = causes.iter().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let hyper = causes.iter().find_map(|cause| cause.downcast_ref::<hyper::Error>());
+        let kind = match io {
+            Some(ErrorKind::ConnectionRefused) => REFUSED,
+            Some(ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe) => RESET,
+            Some(ErrorKind::UnexpectedEof) => CUT,
+            _ if hyper.is_some_and(hyper::Error::is_incomplete_message) => CUT,
+            _ if hyper.is_some_and(hyper::Error::is_canceled) => RESET,
+            _ => WRONG,
+        };
+        Miss { kind, words }
+    }
 }
 
 /// One client, with at most one request under way.
@@ -236,11 +291,12 @@ impl Client {
     async fn run(mut self, mut beats: UnboundedReceiver<Duration>, ledger: Arc<Ledger>) {
         while let Some(due) = beats.recv().await {
             let touched = ledger.count().in_takeover;
+            let sent = clock::now();
             let answer = match timeout(ANSWER_WITHIN, self.ask()).await {
                 Ok(answer) => answer,
-                Err(_) => Err(format!("no answer within {ANSWER_WITHIN:?}").into()),
+                Err(_) => Err(Miss { kind: LATE, words: format!("no answer within {ANSWER_WITHIN:?}") }),
             };
-            ledger.enter(&self, due, touched, answer);
+            ledger.enter(&self, due, sent, touched, answer);
         }
     }
 
@@ -248,7 +304,7 @@ impl Client {
     ///
     /// A kept connection is used without a look at whether it still stands, and nothing is tried twice: what a smart
     /// pool would hide from its user is what is counted here.
-    async fn ask(&mut self) -> Result<String, Failure> {
+    async fn ask(&mut self) -> Result<String, Miss> {
         let mut sender = match self.kept.take() {
             Some(sender) => sender,
             None => connect(self.address).await?,
@@ -258,10 +314,12 @@ impl Client {
             // It is the server that closes then, so that neither side has to cut anything off.
             request = request.header(CONNECTION, "close");
         }
-        sender.ready().await.map_err(|_| "the server had closed the connection")?;
+        if sender.ready().await.is_err() {
+            return Err(Miss { kind: RESET, words: "the server had closed the connection".to_owned() });
+        }
         let response = sender.send_request(request.body(Empty::new())?).await?;
         if response.status() != StatusCode::OK {
-            return Err(format!("answered with {}", response.status()).into());
+            return Err(Miss { kind: WRONG, words: format!("answered with {}", response.status()) });
         }
         let closes = says_close(response.headers());
         let body = response.into_body().collect().await?.to_bytes();
@@ -279,7 +337,7 @@ struct Answer {
     version: String,
 }
 
-async fn connect(address: SocketAddr) -> Result<Sender, Failure> {
+async fn connect(address: SocketAddr) -> Result<Sender, Miss> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;

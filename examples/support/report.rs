@@ -64,6 +64,7 @@ impl Report {
             object.insert("requests".into(), tally.requests.into());
             object.insert("failed".into(), tally.failed.into());
             object.insert("failed_keep_alive".into(), tally.failed_keep_alive.into());
+            object.insert("failed_by".into(), json!(tally.failed_by));
             object.insert("failures".into(), json!(tally.failures));
             object.insert("by_version".into(), json!(tally.by_version));
             object.append(&mut latencies(&tally.takeovers));
@@ -108,6 +109,9 @@ impl Report {
         writeln!(f, "requests    {} in {:.1} s", tally.requests, tally.time.as_secs_f64())?;
         writeln!(f, "by version  {}", versions.join(", "))?;
         writeln!(f, "failed      {}, {} of them with keep-alive", tally.failed, tally.failed_keep_alive)?;
+        for (by, count) in &tally.failed_by {
+            writeln!(f, "            {by}: {count}")?;
+        }
         for failure in &tally.failures {
             writeln!(f, "            {failure}")?;
         }
