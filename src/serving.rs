@@ -38,7 +38,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn new(wake: Arc<Wake>) -> Lease {
+    pub(crate) fn new(wake: Arc<Wake>) -> Lease {
         wake.take_lease();
         Lease { wake }
     }
