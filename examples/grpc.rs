@@ -13,6 +13,10 @@
 //! are on their way are still answered, and the client's next one goes to a new connection, which the successor accepts.
 //! So the shutdown begins at once, unlike in `axum.rs`. A stream that would never end by itself has to be ended by the
 //! server: see [`Desk::watch`].
+//!
+//! There is a moment in which a client has a call of its own in hand for a connection that has just said goodbye. No
+//! server has seen that call, and gRPC has the client make it again without a word. A client on tonic has to do that
+//! itself: the error's sources have a `hyper::Error` that `is_canceled`, or an `h2::Error` that `is_go_away`.
 
 use std::io;
 use std::pin::Pin;
