@@ -418,8 +418,10 @@ struct Asker {
     socket: UdpSocket,
     /// Questions by number, for which there is no answer yet.
     open: BTreeSet<u16>,
-    /// How often each was answered, by who answered.
-    answered: HashMap<u16, Vec<String>>,
+    /// By number, the generations that answered.
+    answered: HashMap<u16, Vec<u64>>,
+    /// The generations in the order of their answers.
+    order: Vec<u64>,
     next: u16,
 }
 
@@ -430,7 +432,7 @@ impl Asker {
     fn of(address: SocketAddr) -> Asker {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(address).unwrap();
-        Asker { socket, open: BTreeSet::new(), answered: HashMap::new(), next: 0 }
+        Asker { socket, open: BTreeSet::new(), answered: HashMap::new(), order: Vec::new(), next: 0 }
     }
 
     /// Keeps so many questions under way until it is told to stop, then waits for what is open.
@@ -455,8 +457,12 @@ impl Asker {
                 Ok(length) => {
                     let answer = Packet::parse(&buffer[..length]).unwrap();
                     self.open.remove(&answer.id());
-                    let text = format!("{:?}", answer.answers[0].rdata);
-                    self.answered.entry(answer.id()).or_default().push(text);
+                    let simple_dns::rdata::RData::TXT(text) = &answer.answers[0].rdata else { panic!("{answer:?}") };
+                    let text = String::try_from(text.clone()).unwrap();
+                    let generation = text.split("generation=").nth(1).unwrap().split(' ').next().unwrap();
+                    let generation = generation.parse().unwrap();
+                    self.answered.entry(answer.id()).or_default().push(generation);
+                    self.order.push(generation);
                     seen.note(Ok(()));
                 }
                 Err(_) => return self,
@@ -469,7 +475,8 @@ impl Asker {
     }
 }
 
-/// No datagram is lost, and none answered twice: the socket has one reader at a time.
+/// No datagram is lost, none is answered twice, and the socket has one reader at a time: no version answers after its
+/// successor has begun.
 #[test]
 fn dns_answers_each_question_once_in_a_hundred_takeovers() {
     let mut family = Family::of("dns");
@@ -492,6 +499,8 @@ fn dns_answers_each_question_once_in_a_hundred_takeovers() {
     let twice: Vec<_> = asker.answered.iter().filter(|(_, answers)| answers.len() > 1).collect();
     assert!(twice.is_empty(), "{twice:?}");
     assert_eq!(asker.answered.len(), usize::from(asker.next));
+    assert!(asker.order.is_sorted(), "two generations read at once");
+    assert_eq!(asker.order.last(), Some(&101));
     println!("dns: {} questions in 100 takeovers", asker.next);
 }
 

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
 use crate::starting::Starting;
+use crate::temporary::Temporary;
 use crate::wake::Wake;
 
 /// How a process takes part in a service: where its control socket is, and on what terms.
@@ -27,6 +28,7 @@ pub struct Handoff {
     allow_foreign_network_namespace: bool,
     deadlines: Deadlines,
     wake: Option<Arc<Wake>>,
+    temporary: Option<Temporary>,
 }
 
 impl Handoff {
@@ -45,7 +47,14 @@ impl Handoff {
             allow_foreign_network_namespace: false,
             deadlines: Deadlines::default(),
             wake: None,
+            temporary: None,
         }
+    }
+
+    /// A handoff in a folder that goes when it does.
+    pub(crate) fn within(folder: Temporary) -> Handoff {
+        let handoff = Handoff::at(folder.path().join("handoff.sock"));
+        Handoff { temporary: Some(folder), ..handoff }
     }
 
     /// What this program calls its version; others see it in refusals and in `ctl status`.
@@ -185,6 +194,7 @@ impl Handoff {
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,
             deadlines: self.deadlines,
             wants,
+            temporary: self.temporary,
         };
         Driver::begin(settings, within, wake)
     }

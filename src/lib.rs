@@ -41,9 +41,9 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API alone |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -75,6 +75,8 @@ mod starting;
 mod status;
 mod sys;
 mod table;
+mod temporary;
+pub mod testing;
 mod wake;
 mod wire;
 mod words;
@@ -95,6 +97,10 @@ pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
 pub use table::{Outcome, Report};
+
+#[doc = include_str!("coming_from.md")]
+#[cfg(all(feature = "tokio", any(doc, doctest)))]
+pub mod coming_from {}
 
 /// Keeps the README's code true.
 #[cfg(doctest)]
