@@ -102,7 +102,7 @@ impl Version {
 
     /// Waits for its end, which must be a good one.
     #[track_caller]
-    fn is_done(mut self) {
+    fn finishes(mut self) {
         self.says("done");
         assert!(self.ends().success());
     }
@@ -283,7 +283,7 @@ fn axum_loses_no_request_in_ten_takeovers() {
         let moved = idle.get("/").unwrap();
         assert_eq!((&moved.identity["pid"], moved.last), (&current.pid().into(), false));
         assert_eq!(slow.join().unwrap().identity["pid"], old.pid());
-        old.is_done();
+        old.finishes();
     }
     let answers = load.ends_well();
     println!("axum: {answers} requests in 10 takeovers");
@@ -303,11 +303,11 @@ fn axum_is_done_with_idle_connections_at_the_drain_deadline_and_at_once_after_a_
 
     family.drain = "60s";
     let newest = family.next();
-    new.is_done();
+    new.finishes();
     let mut idle = Keeper::of(newest.inet());
     idle.get("/").unwrap();
     newest.signal(Signal::SIGTERM);
-    newest.is_done();
+    newest.finishes();
 }
 
 /// The successor dies while this one drains: the same call of `axum::serve` accepts again.
@@ -331,7 +331,7 @@ fn axum_takes_the_service_up_again() {
     assert!(!idle.get("/").unwrap().last, "this connection is not on its way out any more");
     drop(idle);
     let third = family.next();
-    first.is_done();
+    first.finishes();
     drop(third);
 }
 
@@ -402,7 +402,7 @@ mod grpc {
             assert_eq!(last.status(), ServingStatus::NotServing);
             assert!(watch.next().await.is_none());
             tokio::task::block_in_place(|| {
-                old.is_done();
+                old.finishes();
                 load.seen.flows(50);
             });
         }
@@ -468,7 +468,7 @@ impl Asker {
                 Err(_) => return self,
             }
             // Some thousand questions a second are load enough.
-            if self.next % 8 == 0 {
+            if self.next.is_multiple_of(8) {
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -489,7 +489,7 @@ fn dns_answers_each_question_once_in_a_hundred_takeovers() {
     });
     for _ in 0..100 {
         seen.flows(20);
-        std::mem::replace(&mut current, family.next()).is_done();
+        std::mem::replace(&mut current, family.next()).finishes();
     }
     seen.flows(20);
     seen.stop.store(true, Ordering::SeqCst);
@@ -518,7 +518,7 @@ fn dns_answers_what_waits_before_it_stops() {
     }
     only.signal(Signal::SIGTERM);
     only.signal(Signal::SIGCONT);
-    only.is_done();
+    only.finishes();
     asker.socket.set_nonblocking(true).unwrap();
     let mut buffer = [0; 512];
     let answers = std::iter::from_fn(|| asker.socket.recv(&mut buffer).ok()).count();
@@ -574,7 +574,7 @@ fn unix_loses_no_line_in_ten_takeovers_and_leaves_no_path() {
     }
     for _ in 0..10 {
         load.seen.flows(50);
-        std::mem::replace(&mut current, family.next()).is_done();
+        std::mem::replace(&mut current, family.next()).finishes();
     }
     assert_eq!(inode(&path), first, "the path leads to the same socket all the time");
     let uid = format!(" uid={} hello\n", nix::unistd::getuid());
@@ -584,6 +584,6 @@ fn unix_loses_no_line_in_ten_takeovers_and_leaves_no_path() {
     let answers = load.ends_well();
     println!("unix: {answers} lines in 10 takeovers");
     current.signal(Signal::SIGTERM);
-    current.is_done();
+    current.finishes();
     assert!(!path.exists());
 }

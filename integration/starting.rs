@@ -285,7 +285,10 @@ fn a_start_right_after_a_stop_finds_its_addresses_free() {
 #[test]
 fn a_relative_path_is_resolved_once() {
     let scene = Scene::new();
-    let mut first = Puppet::with(|command| drop(command.current_dir(scene.path("")))).unwrap();
+    let mut first = Puppet::with(|command| {
+        command.current_dir(scene.path(""));
+    })
+    .unwrap();
     let local = json!({"kind": "unix", "name": "local", "address": "app.sock"});
     first.ask(scene.begin("1", json!({"path": "handoff.sock", "claims": [local], "exit": false})));
     first.event("serving");

@@ -89,7 +89,7 @@ impl Life {
         let mut turns = self.turns();
         async move {
             // Fails where nobody is left who could tell; then the last word was that it is over.
-            let _ = turns.wait_for(|turn| reached(turn)).await;
+            let _ = turns.wait_for(reached).await;
         }
     }
 }
