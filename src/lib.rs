@@ -42,7 +42,7 @@
 //! | 6 | `bin/ctl` | the program, on the public API alone |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
-//! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
+//! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
@@ -50,21 +50,33 @@
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "what is below the public types has no use there"))]
 
 mod adapter;
 mod claim;
+#[cfg(target_os = "linux")]
 mod client;
+#[cfg(target_os = "linux")]
 mod connection;
+#[cfg(target_os = "linux")]
 mod control;
 mod drain;
+#[cfg(target_os = "linux")]
 mod driver;
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
 mod error;
+#[cfg(target_os = "linux")]
 mod fdpass;
 mod handoff;
+#[cfg(target_os = "linux")]
 mod listener;
+#[cfg(target_os = "linux")]
 mod lock;
 mod manifest;
+#[cfg(target_os = "linux")]
 mod namespace;
+#[cfg(target_os = "linux")]
 mod poller;
 pub mod protocol;
 mod rehearsal;
@@ -73,13 +85,18 @@ mod shared;
 mod spare;
 mod starting;
 mod status;
+#[cfg(target_os = "linux")]
 mod sys;
 mod table;
 mod temporary;
 pub mod testing;
+#[cfg(target_os = "linux")]
 mod wake;
 mod wire;
 mod words;
+
+#[cfg(not(target_os = "linux"))]
+use elsewhere::{client, control, driver, listener, sys, wake};
 
 pub use adapter::mio;
 pub use adapter::std::Accept;
