@@ -34,6 +34,8 @@ use crate::report::{Report, Takeover};
 
 #[path = "support/args.rs"]
 mod args;
+#[path = "support/async_signals.rs"]
+mod async_signals;
 #[path = "support/clock.rs"]
 mod clock;
 #[path = "support/failure.rs"]
@@ -117,7 +119,7 @@ async fn deploy(cli: Cli) -> ExitCode {
     let mut deployment = Deployment::new(cli, fleet);
     let outcome = tokio::select! {
         outcome = deployment.run() => Some(outcome),
-        () = service::signalled() => None,
+        () = async_signals::signalled() => None,
     };
     let report = deployment.end(outcome).await;
 
@@ -232,7 +234,7 @@ async fn serve(server: ServerArgs) -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let stop = async {
         tokio::select! {
-            () = service::signalled() => {}
+            () = async_signals::signalled() => {}
             () = orphaned() => {}
         }
     };

@@ -26,6 +26,8 @@ use clap::Parser;
 
 #[path = "support/args.rs"]
 mod args;
+#[path = "support/async_signals.rs"]
+mod async_signals;
 #[path = "support/console.rs"]
 mod console;
 #[path = "support/failure.rs"]
@@ -48,5 +50,5 @@ async fn main() -> ExitCode {
     env_logger::init();
     let Cli { server } = Cli::parse();
     let tell = |step| console::say(&server.app_version, step);
-    failure::exit_code("http", service::serve(&server, service::signalled(), tell).await)
+    failure::exit_code("http", service::serve(&server, async_signals::signalled(), tell).await)
 }

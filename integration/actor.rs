@@ -288,6 +288,7 @@ impl Actor {
             "report" => return Ok(json!(self.report())),
             "status" => return Ok(json!(self.status())),
             "is-owner" => return Ok(json!(matches!(&self.stage, Stage::Serving(serving) if serving.is_owner()))),
+            "chdir" => std::env::set_current_dir(text("folder")).unwrap(),
             "descriptors" => return Ok(json!(descriptors())),
             "inheritable" => return Ok(json!(inheritable())),
             "child" => return Ok(child()),

@@ -297,7 +297,7 @@ mod with_tokio {
     use super::*;
     use ::tokio::io::{AsyncReadExt, AsyncWriteExt};
     use ::tokio::time::timeout;
-    use heirloom::tokio::{Drained, Serving, TcpListener, start};
+    use heirloom::tokio::{Drained, Incoming, Leased, Life, Serving, TcpListener, start};
 
     async fn within<F: Future>(future: F) -> F::Output {
         timeout(PATIENCE, future).await.unwrap()
@@ -416,6 +416,164 @@ mod with_tokio {
         assert_eq!(within(asking).await.unwrap(), "3");
         assert_eq!(within(old).await.unwrap().generation(), 3);
         drop(lease);
+    }
+
+    /// Whether a future is not ready at its first look.
+    async fn waits(future: impl Future) -> bool {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_pending())).await
+    }
+
+    /// A server with an accept loop of its own. It answers each connection with the generation, and keeps one open.
+    async fn framework(mut incoming: Incoming<TcpListener>, life: Life) -> Vec<Leased<::tokio::net::TcpStream>> {
+        let mut kept = Vec::new();
+        while let Some((mut stream, _)) = incoming.accept().await.unwrap() {
+            stream.write_all(format!("{}\n", life.generation()).as_bytes()).await.unwrap();
+            kept.push(stream);
+        }
+        kept
+    }
+
+    async fn line(stream: &mut ::tokio::net::TcpStream) -> String {
+        let mut byte = [0];
+        let mut line = String::new();
+        while within(stream.read(&mut byte)).await.unwrap() == 1 && byte != *b"\n" {
+            line.push(byte[0].into());
+        }
+        line
+    }
+
+    #[tokio::test]
+    async fn what_waits_in_a_queue_is_accepted_before_a_stop_ends() {
+        let scene = Scene::new();
+        let (first, web) = serve(&scene, "1").await;
+        let (life, mut incoming) = (first.life(), first.incoming(&web));
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(::tokio::net::TcpStream::connect(web.local_addr().unwrap()).await.unwrap());
+        }
+        first.stopper().stop();
+        let running = tokio::spawn(first.run());
+        while life.left().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(waits(life.leaving()).await && waits(life.closing()).await, "somebody may still come");
+        let mut kept = Vec::new();
+        while let Some((stream, _)) = within(incoming.accept()).await.unwrap() {
+            kept.push(stream);
+        }
+        assert_eq!(kept.len(), 3);
+        within(life.leaving()).await;
+        within(life.closing()).await;
+        assert!(!running.is_finished());
+        let (stream, lease) = kept.pop().unwrap().into_parts();
+        drop((kept, stream));
+        assert!(
+            timeout(Duration::from_millis(50), async {
+                while !running.is_finished() {
+                    tokio::task::yield_now().await
+                }
+            })
+            .await
+            .is_err()
+        );
+        drop(lease);
+        let summary = within(running).await.unwrap().unwrap();
+        assert_eq!((summary.forced, summary.in_flight), (false, 0));
+        assert!(within(incoming.accept()).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_an_incoming_that_was_dropped() {
+        let scene = Scene::new();
+        let (first, web) = serve(&scene, "1").await;
+        let incoming = first.incoming(&web);
+        let life = first.life();
+        let _client = ::tokio::net::TcpStream::connect(web.local_addr().unwrap()).await.unwrap();
+        first.stopper().stop();
+        let running = tokio::spawn(first.run());
+        while life.left().is_none() {
+            tokio::task::yield_now().await;
+        }
+        drop(incoming);
+        assert!(!within(running).await.unwrap().unwrap().forced);
+        within(life.closing()).await;
+    }
+
+    #[tokio::test]
+    async fn an_incoming_waits_while_a_successor_serves_and_goes_on_when_it_has_died() {
+        let scene = Scene::new();
+        let (first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let (life, stopper) = (first.life(), first.stopper());
+        let server = tokio::spawn(framework(first.incoming(&web), life.clone()));
+        let running = tokio::spawn(first.run());
+        let mut idle = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        assert_eq!(line(&mut idle).await, "1");
+
+        let (mut second, other) = serve(&scene, "2").await;
+        within(life.leaving()).await;
+        assert_eq!(life.left(), Some(Reason::Successor));
+        assert!(waits(life.closing()).await, "the idle connection may have its next request on the way");
+        let asking = tokio::spawn(ask(address));
+        let (mut stream, _) = within(second.accept(&other)).await.unwrap().unwrap();
+        stream.write_all(b"two").await.unwrap();
+        drop(stream);
+        assert_eq!(within(asking).await.unwrap(), "two");
+
+        // It waits in the queue when the successor is gone.
+        let mut waiting = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        drop((second, other));
+        assert_eq!(line(&mut waiting).await, "3");
+        assert_eq!((life.left(), life.generation()), (None, 3));
+        assert!(waits(life.leaving()).await);
+        stopper.stop();
+        assert_eq!(within(server).await.unwrap().len(), 2);
+        assert!(!within(running).await.unwrap().unwrap().forced);
+    }
+
+    #[tokio::test]
+    async fn a_server_is_made_anew_where_it_has_to_be() {
+        let scene = Scene::new();
+        let (mut first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let lease = first.lease();
+        let (leaves, left) = ::tokio::sync::oneshot::channel();
+        let old = tokio::spawn(async move {
+            assert_eq!(within(first.until_left()).await.unwrap(), Reason::Successor);
+            leaves.send(()).unwrap();
+            let Drained::Resumed(again) = within(first.drain()).await.unwrap() else { panic!("not resumed") };
+            let server = tokio::spawn(framework(again.incoming(&web), again.life()));
+            (again, server)
+        });
+        let (second, other) = serve(&scene, "2").await;
+        within(left).await.unwrap();
+        drop((second, other));
+        let (again, server) = within(old).await.unwrap();
+        let mut client = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        assert_eq!(line(&mut client).await, "3");
+        // Dropped without a word, it is over for all that came of it.
+        let life = again.life();
+        drop(again);
+        assert_eq!(within(server).await.unwrap().len(), 1);
+        within(life.leaving()).await;
+        within(life.closing()).await;
+        drop(lease);
+    }
+
+    #[tokio::test]
+    async fn an_accept_that_is_dropped_loses_no_connection_and_holds_no_lease() {
+        let scene = Scene::new();
+        let (mut first, web) = serve(&scene, "1").await;
+        let mut incoming = first.incoming(&web);
+        for _ in 0..3 {
+            assert!(waits(incoming.accept()).await);
+        }
+        assert_eq!(first.inner().status().in_flight, 0);
+        let _client = ::tokio::net::TcpStream::connect(web.local_addr().unwrap()).await.unwrap();
+        let accepted = within(incoming.accept()).await.unwrap();
+        assert!(accepted.is_some());
+        assert_eq!(first.inner().status().in_flight, 1);
     }
 
     #[tokio::test]

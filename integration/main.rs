@@ -10,6 +10,7 @@ mod bad_input;
 mod ctl;
 mod descriptors;
 mod entries;
+mod examples;
 mod faces;
 mod failure;
 mod gauge;

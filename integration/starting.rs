@@ -280,3 +280,59 @@ fn a_start_right_after_a_stop_finds_its_addresses_free() {
         assert_eq!(visit(&address).pid, third.pid());
     }
 }
+
+/// The process may change its folder afterwards: a family is where it was founded.
+#[test]
+fn a_relative_path_is_resolved_once() {
+    let scene = Scene::new();
+    let mut first = Puppet::with(|command| {
+        command.current_dir(scene.path(""));
+    })
+    .unwrap();
+    let local = json!({"kind": "unix", "name": "local", "address": "app.sock"});
+    first.ask(scene.begin("1", json!({"path": "handoff.sock", "claims": [local], "exit": false})));
+    first.event("serving");
+    first.ask(json!({"do": "chdir", "folder": "/"}));
+    // The owner makes a path that was removed again: where it was.
+    std::fs::remove_file(scene.control()).unwrap();
+    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    while !scene.control().exists() {
+        assert!(std::time::Instant::now() < end, "the control path is not made again");
+        std::thread::yield_now();
+    }
+    // A successor in another folder, by the absolute path, inherits the absolute path.
+    let local = json!({"kind": "unix", "name": "local", "address": scene.path("app.sock")});
+    let mut second = Puppet::new();
+    second.ask(scene.begin("2", json!({"claims": [local]})));
+    assert_eq!(second.event("serving")["generation"], 2);
+    assert_eq!(second.ask(json!({"do": "report"}))["ok"]["entries"]["local"]["outcome"], "adopted");
+    first.event("drained");
+    assert_eq!(crate::visitor::visit_unix(scene.path("app.sock")).pid, second.pid());
+    second.ask(json!({"do": "stop"}));
+    second.event("drained");
+    assert!(!scene.path("app.sock").exists());
+}
+
+/// A second owner at one path is refused, whatever process it would be in: here the very same.
+#[test]
+fn two_generations_in_one_process_are_never_two_owners() {
+    use heirloom::{Drained, Event, Handoff, Reason};
+    let scene = Scene::new();
+    let mut first = Handoff::at(scene.control()).start().unwrap().ready().unwrap();
+    // The owner does not answer, and it lives: nobody takes over from it.
+    let refused = Handoff::at(scene.control()).start_within(Duration::from_millis(200)).start().unwrap_err();
+    assert_eq!(refused.code(), "unresponsive", "{refused}");
+    assert!(first.is_owner());
+    let path = scene.control();
+    let successor = std::thread::spawn(move || Handoff::at(path).start().unwrap().ready().unwrap());
+    assert_eq!(first.wait().unwrap(), Event::Leave(Reason::Successor));
+    let second = successor.join().unwrap();
+    assert_eq!((first.is_owner(), second.is_owner()), (false, true));
+    assert_eq!((first.generation(), second.generation()), (1, 2));
+    let refused = Handoff::at(scene.control()).start_within(Duration::from_millis(200)).start().unwrap_err();
+    assert_eq!(refused.code(), "unresponsive", "{refused}");
+    assert!(second.is_owner());
+    let end = std::thread::spawn(move || second.drain().unwrap());
+    assert!(matches!(first.drain().unwrap(), Drained::Done(_)));
+    assert!(matches!(end.join().unwrap(), Drained::Done(_)));
+}

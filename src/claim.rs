@@ -90,8 +90,8 @@ impl<'a> Claim<'a> {
         self
     }
 
-    /// The permission bits of a Unix socket's path. They are set before it is bound, so there is no moment in which
-    /// others may connect. What the umask leaves otherwise.
+    /// The permission bits of a Unix socket's path, whatever the umask is. They are set before it is bound, so there is no
+    /// moment in which others may connect. Unless told otherwise, what the umask leaves of 0777.
     pub fn mode(mut self, bits: u32) -> Claim<'a> {
         self.options.mode = Some(bits);
         self

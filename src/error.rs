@@ -255,6 +255,8 @@ pub enum Error {
     Misbehaved(String),
     /// A call in a forked child: it shares the lock with its parent and must not act as the owner.
     Forked,
+    /// This system is not Linux: the crate compiles, and no start succeeds.
+    Unsupported,
     /// A system call failed.
     Io {
         /// What was being done, verb and object.
@@ -352,6 +354,7 @@ impl Error {
             Error::Frozen { .. } => "frozen",
             Error::Misbehaved(_) => "protocol",
             Error::Forked => "forked",
+            Error::Unsupported => "unsupported",
             Error::Io { .. } => "io",
         }
     }
@@ -500,6 +503,7 @@ impl fmt::Display for Error {
                 }
             }
             Error::Misbehaved(what) => write!(f, "the peer broke the protocol: {what}"),
+            Error::Unsupported => f.write_str("services are handed over on Linux alone"),
             Error::Forked => f.write_str("called in a forked child of the process that holds the handoff"),
             Error::Io { doing, source } => write!(f, "cannot {doing}: {source}"),
         }

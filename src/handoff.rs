@@ -14,6 +14,7 @@ use crate::manifest::{StateKind, check_name};
 use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
 use crate::starting::Starting;
+use crate::temporary::Temporary;
 use crate::wake::Wake;
 
 /// How a process takes part in a service: where its control socket is, and on what terms.
@@ -32,6 +33,7 @@ pub struct Handoff {
     allow_foreign_network_namespace: bool,
     deadlines: Deadlines,
     wake: Option<Arc<Wake>>,
+    temporary: Option<Temporary>,
 }
 
 impl Handoff {
@@ -52,7 +54,14 @@ impl Handoff {
             allow_foreign_network_namespace: false,
             deadlines: Deadlines::default(),
             wake: None,
+            temporary: None,
         }
+    }
+
+    /// A handoff in a folder that goes when it does.
+    pub(crate) fn within(folder: Temporary) -> Handoff {
+        let handoff = Handoff::at(folder.path().join("handoff.sock"));
+        Handoff { temporary: Some(folder), ..handoff }
     }
 
     /// What this program calls its version; others see it in refusals and in `ctl status`.
@@ -213,6 +222,7 @@ impl Handoff {
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,
             deadlines: self.deadlines,
             wants,
+            temporary: self.temporary,
         };
         Driver::begin(settings, within, wake)
     }

@@ -41,26 +41,35 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API and `probe` |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
-//! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "what is below the public types has no use there"))]
 
 mod adapter;
 mod claim;
+#[cfg(target_os = "linux")]
 mod client;
+#[cfg(target_os = "linux")]
 mod connection;
+#[cfg(target_os = "linux")]
 mod control;
 mod drain;
+#[cfg(target_os = "linux")]
 mod driver;
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
 mod error;
+#[cfg(target_os = "linux")]
 mod fdpass;
+#[cfg(target_os = "linux")]
 mod folder;
 /// Every door that bytes and events of others come in by, for `cargo fuzz` and for the unit tests.
 #[cfg(any(test, fuzzing))]
@@ -69,12 +78,16 @@ mod folder;
 pub mod fuzz;
 mod guests;
 mod handoff;
+#[cfg(target_os = "linux")]
 mod listener;
+#[cfg(target_os = "linux")]
 mod lock;
 mod manifest;
+#[cfg(target_os = "linux")]
 mod namespace;
+#[cfg(target_os = "linux")]
 mod poller;
-#[cfg(feature = "ctl")]
+#[cfg(all(feature = "ctl", target_os = "linux"))]
 pub mod probe;
 pub mod protocol;
 mod rehearsal;
@@ -82,13 +95,21 @@ mod serving;
 mod shared;
 mod spare;
 mod starting;
+#[cfg(target_os = "linux")]
 mod state;
 mod status;
+#[cfg(target_os = "linux")]
 mod sys;
 mod table;
+mod temporary;
+pub mod testing;
+#[cfg(target_os = "linux")]
 mod wake;
 mod wire;
 mod words;
+
+#[cfg(not(target_os = "linux"))]
+use elsewhere::{client, control, driver, folder, listener, state, sys, wake};
 
 pub use adapter::mio;
 pub use adapter::std::Accept;
@@ -107,6 +128,10 @@ pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
 pub use table::{Outcome, Report, StateOutcome};
+
+#[doc = include_str!("coming_from.md")]
+#[cfg(all(feature = "tokio", any(doc, doctest)))]
+pub mod coming_from {}
 
 /// Keeps the README's code true.
 #[cfg(doctest)]

@@ -118,6 +118,10 @@ pub(crate) fn bind_unix(kind: &Kind, path: &Path, options: &SocketOptions<'_>) -
         }
         bound => bound?,
     }
+    if let Some(bits) = options.mode {
+        // The umask has taken bits away all the same; those whom they were for need them.
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(bits & 0o777))?;
+    }
     Ok(socket.into())
 }
 
@@ -473,13 +477,15 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_a_path_is_there_from_its_first_moment() {
+    fn a_path_has_the_mode_that_was_asked_for_whatever_the_umask_is() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("app.sock");
-        let options = SocketOptions { mode: Some(0o600), ..SocketOptions::default() };
-        let _bound = bind_unix(&Kind::UnixListener, &path, &options).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        for mode in [0o600, 0o660, 0o666] {
+            let path = folder.path().join(format!("{mode:o}.sock"));
+            let options = SocketOptions { mode: Some(mode), ..SocketOptions::default() };
+            let _bound = bind_unix(&Kind::UnixListener, &path, &options).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        }
     }
 
     #[test]

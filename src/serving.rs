@@ -40,7 +40,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn new(wake: Arc<Wake>) -> Lease {
+    pub(crate) fn new(wake: Arc<Wake>) -> Lease {
         wake.take_lease();
         Lease { wake }
     }

@@ -1,7 +1,9 @@
 //! The command line that every example server understands.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use heirloom::Handoff;
@@ -9,14 +11,17 @@ use jiff::SignedDuration;
 
 /// What a server is told: where the service is, and which version of it this is.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct ServerArgs {
+pub(crate) struct ServerArgs<A = SocketAddr>
+where
+    A: FromStr<Err: Display> + Clone + Send + Sync + 'static,
+{
     /// Control socket of the service: the same for all its versions, in a folder of its user alone
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
 
     /// Address to serve at; a later version receives the listener and binds only an address that changed
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: SocketAddr,
+    #[arg(long, value_name = "ADDR", value_parser = address::<A>)]
+    pub(crate) listen: A,
 
     /// What this version calls itself, here and in its answers
     #[arg(long, value_name = "TEXT")]
@@ -31,11 +36,18 @@ pub(crate) struct ServerArgs {
     pub(crate) warm_up: Duration,
 }
 
-impl ServerArgs {
+impl<A> ServerArgs<A>
+where
+    A: FromStr<Err: Display> + Clone + Send + Sync + 'static,
+{
     /// The handoff that these arguments describe, with nothing done yet.
     pub(crate) fn handoff(&self) -> Handoff {
         Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain)
     }
+}
+
+fn address<A: FromStr<Err: Display>>(text: &str) -> Result<A, String> {
+    text.parse().map_err(|error: A::Err| error.to_string())
 }
 
 /// Reads a duration as people write it: `500ms`, `5s`, `1m 30s`.

@@ -26,7 +26,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::ServerArgs;
@@ -82,20 +81,6 @@ pub(crate) async fn serve(
                 tell(Step::Resumed { generation: serving.generation() });
             }
         }
-    }
-}
-
-/// Ends when SIGTERM or Ctrl-C asks for it.
-pub(crate) async fn signalled() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        // Without handlers the kernel's default ends the process, which is what was asked for.
-        _ => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,28 @@
 //! The tokio face. Dropping any of its futures cancels what it waited for, and leaves nothing behind.
 //!
-//! A duplicate of the handoff's descriptor is registered with the runtime: no thread, no timer of tokio's, no channel.
+//! A duplicate of the handoff's descriptor is registered with the runtime: no thread, no timer of tokio's.
+//!
+//! A server accepts in one of two ways. With a loop of its own it calls [`Serving::accept`]. A framework has its own
+//! loop: it gets an [`Incoming`], is shut down by a future of [`Life`], and [`Serving::run`] does the rest beside it:
+//!
+//! ```no_run
+//! # use heirloom::tokio::{Incoming, TcpListener};
+//! # async fn a_framework(_: Incoming<TcpListener>, _shutdown: impl Future<Output = ()>) {}
+//! # async fn serve() -> heirloom::Result<()> {
+//! let mut starting = heirloom::tokio::start(heirloom::Handoff::at("/run/shop/handoff.sock")).await?;
+//! let web = starting.tcp_listener("web", "0.0.0.0:8080")?;
+//! let serving = starting.ready().await?;
+//! let life = serving.life();
+//! tokio::spawn(a_framework(serving.incoming(&web), life.closing()));
+//! serving.run().await?; // until this process may exit
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/axum.rs` and `examples/grpc.rs` are whole programs.
+
+mod incoming;
+mod life;
 
 use std::future::Future;
 use std::io;
@@ -14,6 +36,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 
+pub use self::incoming::{Incoming, Leased};
+pub use self::life::Life;
+
+use self::life::Teller;
 use crate::drain::Summary;
 use crate::error::{Error, Result};
 use crate::handoff::{Handoff, Stopper};
@@ -102,7 +128,10 @@ impl Starting {
         loop {
             if committing.process()? {
                 match committing.serving() {
-                    Ok(inner) => return Ok(Serving { inner, waiter }),
+                    Ok(inner) => {
+                        let teller = Teller::new(inner.generation(), inner.driver.wake().clone());
+                        return Ok(Serving { inner, waiter, teller });
+                    }
                     Err(early) => committing = early,
                 }
             }
@@ -116,10 +145,12 @@ impl Starting {
 pub struct Serving {
     inner: crate::Serving,
     waiter: Waiter,
+    teller: Teller,
 }
 
 impl Serving {
-    /// The value behind this face: for everything that does not wait.
+    /// The value behind this face: for everything that does not wait. An event that is taken from it by hand is not told
+    /// to any [`Life`] or [`Incoming`].
     pub fn inner(&mut self) -> &mut crate::Serving {
         &mut self.inner
     }
@@ -148,17 +179,75 @@ impl Serving {
         self.inner.stopper()
     }
 
+    /// What this process is at, for other tasks.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.teller.life().clone()
+    }
+
+    /// The connections of a listener, for a server that accepts by itself. Meanwhile this value is waited on, by
+    /// [`run`](Serving::run) or [`until_left`](Serving::until_left).
+    #[must_use]
+    pub fn incoming<L: Accept + Clone>(&self, listener: &L) -> Incoming<L> {
+        Incoming::new(listener.clone(), self.life())
+    }
+
+    /// Does all that a process has to do whose connections are accepted from an [`Incoming`]: waits until it is told to
+    /// leave, drains, and takes the service up again should its successor die. What comes back is the end: exit.
+    ///
+    /// [`Event::Release`] is answered at once, as in [`accept`](Serving::accept).
+    ///
+    /// # Errors
+    /// As for [`crate::Serving::process`].
+    pub async fn run(mut self) -> Result<Summary> {
+        loop {
+            self.until_left().await?;
+            match self.drain().await? {
+                Drained::Done(summary) => return Ok(summary),
+                Drained::Resumed(again) => self = again,
+            }
+        }
+    }
+
+    /// Waits until this process is told to leave: then [`drain`](Serving::drain). The first half of
+    /// [`run`](Serving::run), for a server that is made anew when the service comes back. Safe to cancel.
+    ///
+    /// # Errors
+    /// As for [`crate::Serving::process`].
+    pub async fn until_left(&mut self) -> Result<Reason> {
+        loop {
+            if let Some(reason) = self.inner.left() {
+                return Ok(reason);
+            }
+            if self.event().await? == Event::Release {
+                self.inner.released()?;
+            }
+        }
+    }
+
     /// The next event, where the accept loop is somebody else's. Safe to cancel.
     ///
     /// # Errors
     /// As for [`crate::Serving::process`].
     pub async fn event(&mut self) -> Result<Event> {
         loop {
-            if let Some(event) = self.inner.process()? {
+            if let Some(event) = self.process()? {
                 return Ok(event);
             }
             self.waiter.readable().await?;
         }
+    }
+
+    /// The next event that is there already; every [`Life`] hears of it.
+    fn process(&mut self) -> Result<Option<Event>> {
+        let event = self.inner.process()?;
+        match event {
+            Some(Event::StandBy) => self.teller.stands_by(),
+            Some(Event::Resume) => self.teller.resumed(self.inner.generation()),
+            Some(Event::Leave(reason)) => self.teller.left(reason),
+            Some(Event::Release) | None => {}
+        }
+        Ok(event)
     }
 
     /// The next connection; `None` when somebody else serves now, or a stop was asked for: then
@@ -171,7 +260,7 @@ impl Serving {
     /// As for [`crate::Serving::accept`].
     pub async fn accept<L: Accept>(&mut self, listener: &L) -> Result<Option<(L::Stream, L::Address)>> {
         loop {
-            while let Some(event) = self.inner.process()? {
+            while let Some(event) = self.process()? {
                 if event == Event::Release {
                     self.inner.released()?;
                 }
@@ -209,13 +298,19 @@ impl Serving {
     /// # Errors
     /// As there.
     pub async fn drain(self) -> Result<Drained> {
+        let (teller, mut waiter) = (self.teller, self.waiter);
+        if self.inner.left().is_none() {
+            teller.left(Reason::Stopped);
+        }
         let mut draining = self.inner.begin_drain()?;
-        let mut waiter = self.waiter;
         loop {
             if draining.process()? {
                 match draining.drained() {
                     Ok(crate::Drained::Done(summary)) => return Ok(Drained::Done(summary)),
-                    Ok(crate::Drained::Resumed(inner)) => return Ok(Drained::Resumed(Serving { inner, waiter })),
+                    Ok(crate::Drained::Resumed(inner)) => {
+                        teller.resumed(inner.generation());
+                        return Ok(Drained::Resumed(Serving { inner, waiter, teller }));
+                    }
                     Err(early) => draining = early,
                 }
             }
@@ -235,7 +330,6 @@ pub enum Drained {
 }
 
 /// A listener that [`Serving::accept`] knows how to accept from.
-#[allow(async_fn_in_trait, reason = "sealed by its use: callers never name the future")]
 pub trait Accept {
     /// What an accepted connection is.
     type Stream;
@@ -246,7 +340,7 @@ pub trait Accept {
     ///
     /// # Errors
     /// Whatever accept(2) says.
-    async fn accept(&self) -> io::Result<(Self::Stream, Self::Address)>;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Address)>> + Send;
 
     /// accept(2), without waiting.
     ///

@@ -46,6 +46,7 @@ use crate::spare::Spares;
 use crate::status::{DrainStatus, Phase};
 use crate::sys;
 use crate::table::{Held, Table};
+use crate::temporary::Temporary;
 use crate::wake::Wake;
 
 /// Tokens of the poller; those of the connections follow, two for each.
@@ -67,7 +68,7 @@ const CROWDED_LIMIT: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a handoff is to do, and how.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Settings {
     /// The control socket, absolute.
     pub(crate) path: PathBuf,
@@ -82,6 +83,9 @@ pub(crate) struct Settings {
     pub(crate) allow_foreign_network_namespace: bool,
     pub(crate) deadlines: Deadlines,
     pub(crate) wants: Wants,
+    /// The folder of the path, where it is to go when the driver goes.
+    #[expect(dead_code, reason = "kept for its drop")]
+    pub(crate) temporary: Option<Temporary>,
 }
 
 /// What the driver tells those above it.
