@@ -306,6 +306,7 @@ impl Error {
     /// | `path-too-long`, `path-not-a-file`, `no-folder` | [`Path`](Error::Path): the path itself |
     /// | `not-a-socket`, `symlink`, `not-ours`, `not-a-plain-file`, `linked` | [`Path`](Error::Path): what is there |
     /// | `unsafe-folder`, `denied`, `occupied` | [`Path`](Error::Path): who else is there |
+    /// | `unsupported` | [`Unsupported`](Error::Unsupported) |
     /// | `name-twice`, `other-kind`, `overlap`, `bad-name` | [`Name`](Error::Name) |
     /// | `mismatch` | [`Mismatch`](Error::Mismatch) |
     /// | `foreign-namespace` | [`ForeignNamespace`](Error::ForeignNamespace) |
