@@ -43,7 +43,7 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client` | the public types, one for each stage of a life |
 //! | 3 | `driver`, `connection` | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `listener`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -65,6 +65,7 @@ mod listener;
 mod lock;
 mod manifest;
 mod namespace;
+mod pid_file;
 mod poller;
 pub mod protocol;
 mod rehearsal;
@@ -74,6 +75,8 @@ mod spare;
 mod starting;
 mod status;
 mod sys;
+#[cfg(feature = "systemd")]
+mod systemd;
 mod table;
 mod wake;
 mod wire;
@@ -94,6 +97,8 @@ pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
+#[cfg(feature = "systemd")]
+pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report};
 
 /// Keeps the README's code true.

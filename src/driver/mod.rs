@@ -4,7 +4,7 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor; `peers` has the connections of all three.
+//! the outputs of the predecessor; `peers` has the connections of all three, and `supervised` what systemd has to know.
 
 mod entries;
 mod family;
@@ -13,6 +13,8 @@ mod joining;
 mod owning;
 mod peers;
 mod receiving;
+#[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
+mod supervised;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -27,6 +29,8 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
+#[cfg(feature = "systemd")]
+use self::supervised::Supervisor;
 use crate::connection::Connection;
 use crate::control::Policy;
 use crate::error::{Error, Result, Who};
@@ -51,6 +55,7 @@ const CONTROL: usize = 0;
 const WAKE: usize = 1;
 const FOLDER: usize = 2;
 const ELDER: usize = 3;
+// 4 and 5 are those of `supervised`.
 const FIRST_PEER: usize = 16;
 
 /// How many frames of one peer are read before the others have their turn.
@@ -68,6 +73,11 @@ pub(crate) struct Settings {
     pub(crate) app_version: String,
     pub(crate) exclusive: bool,
     pub(crate) holding: bool,
+    /// Where the owner writes its pid, absolute.
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Whether systemd is listened to, and told.
+    #[cfg(feature = "systemd")]
+    pub(crate) systemd: bool,
     pub(crate) drain_within: Duration,
     pub(crate) policy: Policy,
     pub(crate) allow_foreign_network_namespace: bool,
@@ -102,6 +112,12 @@ enum Key {
     Crowded(Peer),
     Accept,
     Drain,
+    /// Time to show systemd that this process lives.
+    #[cfg(feature = "systemd")]
+    Watchdog,
+    /// How long the end of this process waits for systemd.
+    #[cfg(feature = "systemd")]
+    Barrier,
 }
 
 /// An input on its way to its machine.
@@ -168,6 +184,9 @@ pub(crate) struct Driver {
     changed: bool,
     /// Why this side withdrew from an attempt, for the application.
     cause: Option<Error>,
+    /// The service manager, where this handoff has to do with it.
+    #[cfg(feature = "systemd")]
+    supervisor: Supervisor,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
@@ -213,6 +232,8 @@ impl Driver {
             draining: false,
             changed: false,
             cause: None,
+            #[cfg(feature = "systemd")]
+            supervisor: Supervisor::default(),
             unread: BTreeSet::new(),
             receiver: Receiver::new(),
             spares: Spares::default(),
@@ -221,6 +242,7 @@ impl Driver {
             wake,
             poller,
         });
+        driver.meet_manager();
         let mut out = Vec::new();
         driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
         driver.perform_starter(out)?;
@@ -264,6 +286,7 @@ impl Driver {
                 WAKE => self.woken(),
                 FOLDER => self.folder_changed(),
                 ELDER => self.elder_died(),
+                token if token < FIRST_PEER => self.manager_answers(token),
                 token => {
                     let peer = ((token - FIRST_PEER) / 2) as Peer;
                     if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
@@ -360,6 +383,10 @@ impl Driver {
             Key::Accept => self.accept(),
             // The drain itself looks at whether its deadline is still armed.
             Key::Drain => {}
+            #[cfg(feature = "systemd")]
+            Key::Watchdog => self.pet_watchdog(),
+            #[cfg(feature = "systemd")]
+            Key::Barrier => self.end_barrier(),
         }
     }
 
@@ -371,6 +398,7 @@ impl Driver {
         match &self.predecessor {
             Some(_) => {
                 info!("asked to stop");
+                self.manager_hears_drain();
                 self.owner(predecessor::Input::Stop);
             }
             None => {
