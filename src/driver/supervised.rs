@@ -221,7 +221,7 @@ impl Driver {
         self.park_all();
         let main = if self.supervisor.is_heir { format!("\nMAINPID={}", self.pid) } else { String::new() };
         self.tell_manager(format!("READY=1{main}"));
-        self.arm_watchdog();
+        self.pet_watchdog();
     }
 
     /// Parks all entries, and takes out of the store what is not one, or not the same any more.
@@ -292,7 +292,7 @@ impl Driver {
         }
         if part == Part::Gave {
             self.park_all();
-            self.arm_watchdog();
+            self.pet_watchdog();
         }
     }
 
@@ -379,17 +379,14 @@ impl Driver {
         }
     }
 
-    fn arm_watchdog(&mut self) {
+    /// Shows that this process lives, where that is wanted, and will do so again in time. At once where it has just become
+    /// the main process: systemd counts from the last word of the one before.
+    pub(super) fn pet_watchdog(&mut self) {
         let interval = self.supervisor.variables.watchdog_interval(self.pid, self.supervisor.is_heir);
         if let Some(interval) = interval.filter(|_| self.supervisor.notify.is_some()) {
+            self.tell_manager("WATCHDOG=1".to_owned());
             self.poller.arm(Key::Watchdog, interval);
         }
-    }
-
-    /// Time to show that the loop runs.
-    pub(super) fn pet_watchdog(&mut self) {
-        self.tell_manager("WATCHDOG=1".to_owned());
-        self.arm_watchdog();
     }
 
     fn tell_manager(&mut self, text: String) {
