@@ -20,5 +20,6 @@ mod puppet;
 mod recorded;
 mod starting;
 mod steps;
+mod systemd;
 mod takeover;
 mod visitor;

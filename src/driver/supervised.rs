@@ -287,10 +287,15 @@ impl Driver {
             return;
         }
         self.supervisor.barrier = None;
-        if let Heir::Inside(_) = std::mem::take(&mut self.supervisor.heir) {
+        let inside = std::mem::take(&mut self.supervisor.heir) != Heir::Outside;
+        if inside {
             self.tell_manager(format!("READY=1\nMAINPID={}", self.pid));
         }
-        if part == Part::Gave {
+        if inside && part == Part::Gave {
+            // The successor may have changed what is in the store, which is this process's as well.
+            for name in self.supervisor.parked.clone() {
+                self.unpark(&name);
+            }
             self.park_all();
             self.pet_watchdog();
         }
