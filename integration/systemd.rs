@@ -3,7 +3,7 @@
 
 use std::io::IoSliceMut;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 use crate::puppet::{PATIENCE, Puppet, ROLE, Scene, skip};
+use crate::recorded::adopt;
 use crate::visitor::{answer, answer_unix, visit};
 
 /// The other end of `NOTIFY_SOCKET`.
@@ -43,7 +44,6 @@ impl Manager {
         self.try_word().expect("the manager was told nothing more")
     }
 
-    #[allow(unsafe_code, reason = "descriptors arrive as numbers")]
     fn try_word(&self) -> Option<Word> {
         let mut bytes = [0; 4096];
         let mut control = nix::cmsg_space!([i32; 4]);
@@ -53,8 +53,7 @@ impl Manager {
         let mut descriptors = Vec::new();
         for part in message.cmsgs().unwrap() {
             if let ControlMessageOwned::ScmRights(numbers) = part {
-                // SAFETY: the kernel has just installed them for this process.
-                descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+                descriptors.extend(numbers.into_iter().map(adopt));
             }
         }
         assert!(descriptors.len() <= 1, "more than one descriptor under one name");
@@ -295,6 +294,48 @@ fn a_successor_in_another_unit_is_nobodys_main_process() {
     old.ask(json!({"do": "stop"}));
     blue.does("STOPPING=1\nEXTEND_TIMEOUT_USEC=35000000");
     assert_eq!(old.exit_code(), Some(0));
+}
+
+#[test]
+fn a_stop_that_finds_a_drain_asks_for_the_time_that_is_left() {
+    if in_a_unit() {
+        return skip("the tests run in a unit, so all puppets do");
+    }
+    let scene = Scene::new();
+    let manager = Manager::new(&scene, "notify");
+    let mut old = told(&manager, &[]);
+    serve(&mut old, &scene, "1", web("127.0.0.1:0"));
+    old.ask(json!({"do": "lease"}));
+    let (_new, _) = scene.serve("2", json!({}));
+    old.event("leave");
+    old.ask(json!({"do": "cancel"}));
+    manager.does("FDSTORE=1\nFDNAME=heirloom.web\nFDPOLL=0");
+    manager.does("READY=1");
+    let asked = manager.deed().text;
+    let microseconds: u64 = asked.strip_prefix("EXTEND_TIMEOUT_USEC=").expect(&asked).parse().unwrap();
+    assert!((5_000_000..=35_000_000).contains(&microseconds), "{asked}");
+    old.ask(json!({"do": "end-lease"}));
+    assert_eq!(old.exit_code(), Some(0));
+}
+
+/// More than the queue of a datagram socket holds: the owner serves meanwhile, and goes on when the manager does.
+#[test]
+fn a_manager_that_reads_later_hears_everything() {
+    const MANY: usize = 1200;
+    let scene = Scene::new();
+    let manager = Manager::new(&scene, "notify");
+    let mut puppet = told(&manager, &[]);
+    let claims = json!([
+        {"kind": "null", "name": "null", "count": MANY},
+        {"kind": "tcp", "name": "web", "address": "127.0.0.1:0"},
+    ]);
+    let serving = serve(&mut puppet, &scene, "1", claims);
+    assert_eq!(visit(serving["addresses"]["web"].as_str().unwrap()).pid, puppet.pid());
+    for number in 0..MANY {
+        manager.does(&format!("FDSTORE=1\nFDNAME=heirloom.null-{number:04}\nFDPOLL=0"));
+    }
+    manager.does("FDSTORE=1\nFDNAME=heirloom.web\nFDPOLL=0");
+    manager.hears("READY=1");
 }
 
 #[test]
