@@ -4,13 +4,16 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor; `peers` has the connections of all three, and `supervised` what systemd has to know.
+//! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
+//! this process, and `supervised` what it has to know.
 
 mod entries;
 mod family;
 mod folder;
 mod joining;
 mod owning;
+#[cfg(feature = "systemd")]
+mod passed;
 mod peers;
 mod receiving;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]

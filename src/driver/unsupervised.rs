@@ -1,4 +1,4 @@
-//! In place of `supervised`, where the feature `systemd` is off: nothing is passed, and there is nobody to tell.
+//! In place of `supervised` and `passed`, where the feature `systemd` is off: nothing is passed, and nobody is told.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
