@@ -345,6 +345,7 @@ impl Actor {
         let mut handoff = Handoff::at(command["path"].as_str().unwrap())
             .app_version(command["version"].as_str().unwrap_or("0"))
             .exclusive(self.option("exclusive"))
+            .systemd(self.option("systemd"))
             .allow_shared_folder(self.option("allow_shared_folder"));
         if let Some(schema) = command["state"]["schema"].as_str() {
             handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);
@@ -364,6 +365,9 @@ impl Actor {
         }
         if let Some(limit) = duration("release_ms") {
             handoff = handoff.release_within(limit);
+        }
+        if let Some(path) = command["pid_file"].as_str() {
+            handoff = handoff.pid_file(path);
         }
         for uid in command["allow_uids"].as_array().into_iter().flatten() {
             handoff = handoff.allow_uid(uid.as_u64().unwrap() as u32);

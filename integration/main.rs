@@ -31,5 +31,6 @@ mod service;
 mod soak;
 mod starting;
 mod state;
+mod systemd;
 mod takeover;
 mod visitor;

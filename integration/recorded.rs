@@ -166,7 +166,7 @@ impl Peer {
 }
 
 #[allow(unsafe_code, reason = "the kernel gives integers, and a test has no other way to take them")]
-fn adopt(number: RawFd) -> OwnedFd {
+pub(crate) fn adopt(number: RawFd) -> OwnedFd {
     // SAFETY: the kernel installed it for this very receive; nobody else knows the number yet.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

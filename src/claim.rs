@@ -104,7 +104,8 @@ impl<'a> Claim<'a> {
         self
     }
 
-    /// The TCP listener of that name: inherited where the predecessor has it at this address, else bound. It is
+    /// The TCP listener of that name: inherited where the predecessor has it at this address, else what systemd has passed
+    /// ([`Handoff::systemd`](crate::Handoff), with the feature of that name), else bound. It is
     /// non-blocking, shared with the handoff (one descriptor), and listens at the latest when this process owns.
     ///
     /// # Errors
@@ -175,7 +176,7 @@ impl<'a> Claim<'a> {
         self.settle(
             &asked,
             |_| true,
-            || {
+            |_| {
                 let making = |error| Error::io(format!("make {name:?}"), error);
                 let made = make().map_err(making)?;
                 if let Some((expected, found)) = listener::differs(&kind, made.as_fd()).map_err(making)? {
@@ -189,14 +190,23 @@ impl<'a> Claim<'a> {
         )
     }
 
-    /// The inherited descriptor of that name, whatever its kind; nothing is made where there is none.
+    /// The inherited descriptor of that name, whatever its kind, or the one that systemd has passed under it; nothing is
+    /// made where there is none.
     ///
     /// # Errors
     /// [`Error::Name`]; [`Error::Frozen`].
     pub fn inherited(self) -> Result<Option<Arc<OwnedFd>>> {
         self.check()?;
+        let passed = match self.driver.table.get(self.name) {
+            Some(_) => None,
+            None => self.driver.admit_passed(self.name),
+        };
         let duplicating = |error| Error::io(format!("duplicate {:?}", self.name), error);
-        self.driver.table.adopt(self.name).map_err(duplicating)
+        let adopted = self.driver.table.adopt(self.name).map_err(duplicating)?;
+        if let Some(outcome) = passed {
+            self.driver.table.report.entries.insert(self.name.to_owned(), outcome);
+        }
+        Ok(adopted)
     }
 
     /// Whether this name may be claimed now.
@@ -236,12 +246,14 @@ impl<'a> Claim<'a> {
         }
         let after_others = self.driver.follows_a_family_that_ended();
         let options = std::mem::take(&mut self.options);
-        self.settle(&asked, same, || {
+        self.settle(&asked, same, |driver| {
             let no_address = io::Error::new(io::ErrorKind::InvalidInput, "no address");
             let mut refused = Error::io(format!("bind {name:?}"), no_address);
             for address in &addresses {
                 let bind = || listener::bind_inet(&kind, *address, &options);
-                match if after_others { listener::bind_when_free(bind) } else { bind() } {
+                // What is left of systemd's at this address is another socket, which is not wanted any more.
+                let cleared = driver.clear_way(&|local| listener::overlap(*address, local));
+                match if after_others || cleared { listener::bind_when_free(bind) } else { bind() } {
                     Ok(fd) => return Ok(T::from(fd)),
                     Err(error) => refused = Error::io(format!("bind {name:?} to {address}"), error),
                 }
@@ -269,7 +281,7 @@ impl<'a> Claim<'a> {
         }
         let after_others = self.driver.follows_a_family_that_ended();
         let options = std::mem::take(&mut self.options);
-        self.settle(&asked, same, || {
+        self.settle(&asked, same, |_| {
             let bind = || listener::bind_unix(&kind, &path, &options);
             if after_others { listener::bind_when_free(bind) } else { bind() }
                 .map(T::from)
@@ -294,12 +306,13 @@ impl<'a> Claim<'a> {
         self.driver.table.get(asked.name).is_some_and(|held| held.entry.kind == asked.kind && same(&held.entry))
     }
 
-    /// Adopts the inherited entry of that name if it is the same, else makes a new one and says why.
+    /// Adopts the inherited entry of that name if it is the same, else what systemd has passed of it, else makes a new one
+    /// and says why.
     fn settle<T>(
         &mut self,
         asked: &Asked<'_>,
         same: impl Fn(&Entry) -> bool,
-        make: impl FnOnce() -> Result<T>,
+        make: impl FnOnce(&mut Driver) -> Result<T>,
     ) -> Result<Arc<T>>
     where
         T: From<OwnedFd> + AsFd + Send + Sync + 'static,
@@ -311,6 +324,7 @@ impl<'a> Claim<'a> {
                 return Ok(fd);
             }
         }
+        let passed = self.driver.take_passed(asked, &same);
         let why = match self.driver.table.get(asked.name) {
             Some(held) if held.entry.kind != asked.kind => {
                 format!("the predecessor has it as {}", held.entry.kind)
@@ -320,14 +334,27 @@ impl<'a> Claim<'a> {
             None if self.driver.has_inherited() => "the predecessor does not have it".to_owned(),
             None => "first of its family".to_owned(),
         };
-        let fd = Arc::new(make()?);
+        let (fd, outcome) = match passed {
+            Ok((fd, outcome)) => {
+                if asked.kind != Kind::Raw {
+                    let preparing = |error| Error::io(format!("make {:?} non-blocking", asked.name), error);
+                    listener::set_nonblocking(fd.as_fd()).map_err(preparing)?;
+                }
+                (T::from(fd), outcome)
+            }
+            Err(unfit) => {
+                let why = unfit.filter(|_| self.driver.table.get(asked.name).is_none()).unwrap_or(why);
+                (make(self.driver)?, Outcome::Bound { why })
+            }
+        };
+        let fd = Arc::new(fd);
         let describing = |error| Error::io(format!("describe {:?}", asked.name), error);
         // The application may have bound it to a path of its own choice.
         let own = if asked.kind == Kind::Raw { None } else { listener::bound_path((*fd).as_fd()) };
         let asked = Asked { path: asked.path.or(own.as_deref()), ..asked.clone() };
         let entry = listener::describe(&asked, (*fd).as_fd()).map_err(describing)?;
         let held = Held::new(entry, Descriptor::Claimed(fd.clone().into()));
-        self.driver.insert(held, Outcome::Bound { why })?;
+        self.driver.insert(held, outcome)?;
         Ok(fd)
     }
 }

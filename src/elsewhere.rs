@@ -11,8 +11,9 @@ use crate::error::Error;
 
 pub(crate) mod driver {
     use std::collections::BTreeMap;
+    use std::net::SocketAddr;
     use std::ops::RangeInclusive;
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
     use std::path::PathBuf;
     use std::sync::Arc;
     use std::time::Duration;
@@ -20,7 +21,8 @@ pub(crate) mod driver {
     use super::{Error, Infallible};
     use crate::error::{Result, Who};
     use crate::guests::Guests;
-    use crate::manifest::{Check, StateKind};
+    use crate::listener::Asked;
+    use crate::manifest::{Check, Entry, Kind, StateKind};
     use crate::protocol::Deadlines;
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
@@ -37,6 +39,9 @@ pub(crate) mod driver {
         pub(crate) exclusive: bool,
         pub(crate) state: Option<StateKind>,
         pub(crate) holding: bool,
+        pub(crate) pid_file: Option<PathBuf>,
+        #[cfg(feature = "systemd")]
+        pub(crate) systemd: bool,
         pub(crate) drain_within: Duration,
         pub(crate) guests: Guests,
         pub(crate) allow_foreign_network_namespace: bool,
@@ -97,6 +102,10 @@ pub(crate) mod driver {
         is_last_holder(&;) -> bool;
         status(&;) -> Status;
         released(&mut;) -> Result<()>;
+        take_passed(&mut; &Asked<'_>, &dyn Fn(&Entry) -> bool) -> std::result::Result<(OwnedFd, Outcome), Option<String>>;
+        admit_passed(&mut; &str) -> Option<Outcome>;
+        passed_of(&; &Kind) -> Vec<String>;
+        clear_way(&mut; &dyn Fn(SocketAddr) -> bool) -> bool;
         released_with(&mut; Snapshot) -> Result<()>;
         keeps(&mut; &str) -> Result<()>;
         take_state(&mut; &str, RangeInclusive<u32>) -> Option<State>;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::control;
 use crate::driver::{Driver, Notice, Settings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder;
 use crate::guests::Guests;
 use crate::manifest::{StateKind, check_name};
@@ -27,6 +27,9 @@ pub struct Handoff {
     exclusive: bool,
     state: Option<StateKind>,
     holding: bool,
+    pid_file: Option<PathBuf>,
+    #[cfg(feature = "systemd")]
+    systemd: bool,
     drain_within: Duration,
     guests: Guests,
     shared_folder: bool,
@@ -48,6 +51,9 @@ impl Handoff {
             exclusive: false,
             state: None,
             holding: false,
+            pid_file: None,
+            #[cfg(feature = "systemd")]
+            systemd: false,
             drain_within: Duration::from_secs(30),
             guests: Guests::default(),
             shared_folder: false,
@@ -130,6 +136,41 @@ impl Handoff {
         self
     }
 
+    /// A file that holds the pid of the owner, as `PIDFile=` of systemd.service(5) and others want it: written, whole or
+    /// not at all, by each process that comes to own the service, before anybody is told that it does, and removed by the
+    /// last of its family. Others may read it. Its folder should be one that only this user can write to.
+    #[must_use]
+    pub fn pid_file(mut self, path: impl AsRef<Path>) -> Handoff {
+        self.pid_file = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Works with systemd, where that has started this process: takes in what it passes, and tells it how things stand.
+    /// The environment is read once, when the start begins; without this, nothing of it is.
+    ///
+    /// In: a name that the predecessor does not have is looked for in the unit's file descriptor store, then among the
+    /// descriptors of socket activation (`LISTEN_FDS`; by name, then by address), and bound only then. What fits neither
+    /// by kind nor by address is bound anew; the [`Report`](crate::Report) says so. Of two descriptors that are both
+    /// called `web` the second is also `web#1`. All of `LISTEN_FDS` is taken: nothing else in this process may use it.
+    ///
+    /// Out, to `NOTIFY_SOCKET` (sd_notify(3)): `READY` once this process serves, `MAINPID` where it follows another
+    /// process of its unit, which also says so before it leaves; `STATUS` in the words of `ctl status`; `RELOADING` while a
+    /// successor in the same unit takes over; `EXTEND_TIMEOUT_USEC` in a warm-up that calls
+    /// [`progress`](crate::Starting::progress) and in a stop; `STOPPING` where nobody follows. `WATCHDOG=1` by
+    /// `WATCHDOG_USEC`, as long as the application lets the handoff process what is due.
+    ///
+    /// The owner parks its entries in the store as `heirloom.NAME`: should it die without a successor, they come back to
+    /// the process that systemd starts next, with the connections that waited in between. That needs
+    /// `FileDescriptorStoreMax=` to be as many as there are entries, since systemd tells nobody that it has refused one.
+    ///
+    /// A child inherits the variables: see [`SYSTEMD_VARIABLES`](crate::SYSTEMD_VARIABLES).
+    #[cfg(feature = "systemd")]
+    #[must_use]
+    pub fn systemd(mut self, on: bool) -> Handoff {
+        self.systemd = on;
+        self
+    }
+
     /// Lets another user take over, and be taken over from.
     ///
     /// An access list (acl(5)) opens the control socket and the lock file to him. The credentials of the peer decide all
@@ -209,6 +250,8 @@ impl Handoff {
             folder::check(&path, &self.guests)?;
         }
         control::check_path(&path, &self.guests)?;
+        let pid_file = self.pid_file.take().map(std::path::absolute).transpose();
+        let pid_file = pid_file.map_err(|error| Error::io("find the current folder", error))?;
         let wake = self.wake()?;
         let within = self.deadlines.start;
         let settings = Settings {
@@ -217,6 +260,9 @@ impl Handoff {
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
             holding: self.holding,
+            pid_file,
+            #[cfg(feature = "systemd")]
+            systemd: self.systemd && wants == Wants::Takeover,
             drain_within: self.drain_within,
             guests: self.guests,
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,

@@ -44,7 +44,7 @@
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
 //! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -86,6 +86,8 @@ mod manifest;
 #[cfg(target_os = "linux")]
 mod namespace;
 #[cfg(target_os = "linux")]
+mod pid_file;
+#[cfg(target_os = "linux")]
 mod poller;
 #[cfg(all(feature = "ctl", target_os = "linux"))]
 pub mod probe;
@@ -100,6 +102,8 @@ mod state;
 mod status;
 #[cfg(target_os = "linux")]
 mod sys;
+#[cfg(all(feature = "systemd", target_os = "linux"))]
+mod systemd;
 mod table;
 mod temporary;
 pub mod testing;
@@ -127,6 +131,8 @@ pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
 pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
+#[cfg(all(feature = "systemd", target_os = "linux"))]
+pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report, StateOutcome};
 
 #[doc = include_str!("coming_from.md")]

@@ -144,7 +144,8 @@ impl Starting {
     /// As for [`Claim::inherited`].
     pub fn inherited_of(&mut self, kind: &Kind) -> Result<Vec<(String, Arc<OwnedFd>)>> {
         let held = self.driver.table.iter().filter(|held| held.entry.kind == *kind && !held.claimed);
-        let names: Vec<String> = held.map(|held| held.entry.name.clone()).collect();
+        let mut names: Vec<String> = held.map(|held| held.entry.name.clone()).collect();
+        names.extend(self.driver.passed_of(kind).into_iter().filter(|name| self.driver.table.get(name).is_none()));
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             if let Some(fd) = self.inherited(&name)? {

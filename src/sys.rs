@@ -27,6 +27,32 @@ pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Takes ownership of a descriptor that whoever executed this program has left for it, and makes it close-on-exec.
+///
+/// # Errors
+/// `EBADF` where it is not open. `EEXIST` where it is close-on-exec already: it did not come through `execve`, so this
+/// process has opened it itself, or has taken it before.
+#[cfg(feature = "systemd")]
+pub(crate) fn inherit(number: RawFd) -> io::Result<OwnedFd> {
+    static TAKING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _alone = TAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // SAFETY: asks for flags, by number.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EEXIST));
+    }
+    // SAFETY: sets a flag, by number.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, it came from outside, and nobody has taken it before: who takes one makes it close-on-exec,
+    // and under the lock above only one caller finds it without that flag.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Borrows a descriptor from a type that tells its number and not more, such as `mio::Poll`.
 pub(crate) fn borrow(owner: &impl AsRawFd) -> BorrowedFd<'_> {
     // SAFETY: the borrow lives as long as that of the owner, who keeps the descriptor open.

@@ -19,6 +19,13 @@ use crate::shared::SharedFd;
 pub enum Outcome {
     /// Received from the predecessor and claimed.
     Adopted,
+    /// Left in systemd's file descriptor store by a process that died without a successor, and claimed.
+    Restored,
+    /// Passed by systemd's socket activation, and claimed.
+    Activated {
+        /// What `LISTEN_FDNAMES` calls it.
+        name: String,
+    },
     /// Made by this process.
     Bound {
         /// Why it was not inherited.
@@ -54,6 +61,13 @@ pub enum StateOutcome {
     },
 }
 
+impl Outcome {
+    /// Whether it is new to the family: made by this process, or from outside.
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self, Outcome::Bound { .. } | Outcome::Restored | Outcome::Activated { .. })
+    }
+}
+
 /// The outcome of each name of a start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -80,6 +94,9 @@ impl std::fmt::Display for Report {
             }
             match outcome {
                 Outcome::Adopted => write!(f, "{name} adopted")?,
+                Outcome::Restored => write!(f, "{name} restored")?,
+                Outcome::Activated { name: given } if given == name => write!(f, "{name} activated")?,
+                Outcome::Activated { name: given } => write!(f, "{name} activated (as {given})")?,
                 Outcome::Bound { why } => write!(f, "{name} bound ({why})")?,
                 Outcome::Dropped => write!(f, "{name} dropped")?,
                 Outcome::Missing { why } => write!(f, "{name} missing ({why})")?,

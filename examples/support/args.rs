@@ -34,6 +34,10 @@ where
     /// How long this version pretends to load something before it can serve
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub(crate) warm_up: Duration,
+
+    /// File for the pid of the version that serves
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pid_file: Option<PathBuf>,
 }
 
 impl<A> ServerArgs<A>
@@ -42,7 +46,13 @@ where
 {
     /// The handoff that these arguments describe, with nothing done yet.
     pub(crate) fn handoff(&self) -> Handoff {
-        Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain)
+        let handoff = Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain);
+        // Where systemd has not started this program there is nothing in the environment, and nothing changes.
+        let handoff = handoff.systemd(true);
+        match &self.pid_file {
+            Some(path) => handoff.pid_file(path),
+            None => handoff,
+        }
     }
 }
 

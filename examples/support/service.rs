@@ -88,7 +88,7 @@ pub(crate) async fn serve(
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Step {
-    /// The listener is here: received from the predecessor with that pid, or bound.
+    /// The listener is here: received from the predecessor with that pid, or from systemd, or bound.
     Started { address: SocketAddr, predecessor: Option<u32> },
     /// This process is the owner, under this generation.
     Owning { generation: u64 },
@@ -106,7 +106,7 @@ impl fmt::Display for Step {
             Step::Started { address, predecessor: Some(pid) } => {
                 write!(f, "received the listener at {address} from pid {pid}")
             }
-            Step::Started { address, predecessor: None } => write!(f, "bound {address}"),
+            Step::Started { address, predecessor: None } => write!(f, "has the listener at {address}"),
             Step::Owning { generation } => write!(f, "serving as generation {generation}"),
             Step::Leaving { successor: true } => f.write_str("a successor serves; finishing what is in flight"),
             Step::Leaving { successor: false } => f.write_str("stopping; finishing what is in flight"),

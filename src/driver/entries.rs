@@ -59,7 +59,10 @@ impl Driver {
             info!("added {name:?} at {}", held.entry.address);
         }
         self.table.insert(held);
-        self.table.report.entries.insert(name, outcome);
+        self.table.report.entries.insert(name.clone(), outcome);
+        if self.is_serving() {
+            self.park(&name);
+        }
         self.entries_changed()
     }
 
@@ -72,6 +75,7 @@ impl Driver {
         self.may_change()?;
         let Some(held) = self.table.remove(name) else { return Ok(false) };
         info!("removed {name:?} at {}", held.entry.address);
+        self.unpark(name);
         if held.path().is_some() {
             self.dropped.push(held);
             self.remove_dropped();

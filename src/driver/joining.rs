@@ -157,6 +157,7 @@ impl Driver {
         self.family.control = Some(Arc::new(control));
         self.family.founder = true;
         self.start_control();
+        self.weigh_passed();
         info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
         self.notices.push_back(Notice::Started);
         Ok(())
@@ -283,6 +284,7 @@ impl Driver {
                 // Only timers are left to take back.
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
+                self.weigh_passed();
                 info!("received {} entries, generation {} is next", self.table.len(), self.generation());
                 self.notices.push_back(Notice::Started);
             }
@@ -367,6 +369,7 @@ impl Driver {
     /// Tells the predecessor that the warm-up goes on.
     pub(crate) fn progress(&mut self, text: &str) -> Result<()> {
         self.enter()?;
+        self.manager_hears_progress(text);
         self.work.push_back(Work::Successor(successor::Input::Progress(text.to_owned())));
         self.leave()
     }
@@ -381,7 +384,7 @@ impl Driver {
             let unclaimed = self.table.iter().filter(|held| !held.claimed).map(|held| held.entry.name.clone());
             let ready = crate::protocol::message::Ready {
                 adopted: report.names(|outcome| *outcome == Outcome::Adopted).len() as u32,
-                bound: report.names(|outcome| matches!(outcome, Outcome::Bound { .. })),
+                bound: report.names(Outcome::is_new),
                 dropped: unclaimed.collect(),
                 missing: report.names(|outcome| matches!(outcome, Outcome::Missing { .. })),
             };
@@ -395,11 +398,12 @@ impl Driver {
         self.dropped = self.table.drop_unclaimed();
         self.report_state();
         self.set_nonblocking();
-        if let Err(error) = self.listen_all()
-            && self.successor.is_none()
-        {
-            // Nothing was inherited, so nothing is lost by saying it aloud.
-            return self.notices.push_back(Notice::Failed(error));
+        if let Err(error) = self.listen_all().and_then(|()| self.write_pid_file()) {
+            if self.successor.is_none() {
+                // Nothing was inherited, so nothing is lost by saying it aloud.
+                return self.notices.push_back(Notice::Failed(error));
+            }
+            warn!("{error}");
         }
         if let Some(successor) = &self.successor
             && !successor.predecessor_died()
@@ -413,6 +417,7 @@ impl Driver {
         self.owner(predecessor::Input::Ready);
         self.watch_folder();
         self.remove_dropped();
+        self.manager_hears_serving();
         info!("serving: generation {}; {}", self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }

@@ -4,16 +4,21 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor; `peers` has the connections of all three.
+//! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
+//! this process, and `supervised` what it has to know.
 
 mod entries;
 mod family;
 mod folder;
 mod joining;
 mod owning;
+#[cfg(feature = "systemd")]
+mod passed;
 mod peers;
 mod receiving;
 mod state;
+#[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
+mod supervised;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -29,6 +34,8 @@ use nix::sys::inotify::Inotify;
 
 use self::family::Family;
 use self::state::Arriving;
+#[cfg(feature = "systemd")]
+use self::supervised::Supervisor;
 use crate::connection::Connection;
 use crate::error::{Error, Result, Who};
 use crate::fdpass::Receiver;
@@ -54,6 +61,7 @@ const CONTROL: usize = 0;
 const WAKE: usize = 1;
 const FOLDER: usize = 2;
 const ELDER: usize = 3;
+// 4 and 5 are those of `supervised`.
 const FIRST_PEER: usize = 16;
 
 /// How many frames of one peer are read before the others have their turn.
@@ -77,6 +85,11 @@ pub(crate) struct Settings {
     /// What the application's state is written in, where it hands one on.
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
+    /// Where the owner writes its pid, absolute.
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Whether systemd is listened to, and told.
+    #[cfg(feature = "systemd")]
+    pub(crate) systemd: bool,
     pub(crate) drain_within: Duration,
     /// Who may take part beside this user and root.
     pub(crate) guests: Guests,
@@ -115,6 +128,12 @@ enum Key {
     Crowded(Peer),
     Accept,
     Drain,
+    /// Time to show systemd that this process lives.
+    #[cfg(feature = "systemd")]
+    Watchdog,
+    /// How long the end of this process waits for systemd.
+    #[cfg(feature = "systemd")]
+    Barrier,
 }
 
 /// An input on its way to its machine.
@@ -185,6 +204,9 @@ pub(crate) struct Driver {
     changed: bool,
     /// Why this side withdrew from an attempt, for the application.
     cause: Option<Error>,
+    /// The service manager, where this handoff has to do with it.
+    #[cfg(feature = "systemd")]
+    supervisor: Supervisor,
     /// Peers with frames left to read, of which no event will tell.
     unread: BTreeSet<Peer>,
     /// Connections may wait on the control socket, of which no event will tell.
@@ -234,6 +256,8 @@ impl Driver {
             draining: false,
             changed: false,
             cause: None,
+            #[cfg(feature = "systemd")]
+            supervisor: Supervisor::default(),
             unread: BTreeSet::new(),
             unaccepted: false,
             receiver: Receiver::new(),
@@ -243,6 +267,7 @@ impl Driver {
             wake,
             poller,
         });
+        driver.meet_manager();
         let mut out = Vec::new();
         driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
         driver.perform_starter(out)?;
@@ -308,6 +333,7 @@ impl Driver {
                 WAKE => self.woken(),
                 FOLDER => self.folder_changed(),
                 ELDER => self.elder_died(),
+                token if token < FIRST_PEER => self.manager_answers(token),
                 token => {
                     let peer = ((token - FIRST_PEER) / 2) as Peer;
                     if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
@@ -414,6 +440,10 @@ impl Driver {
             Key::Accept => {}
             // The drain itself looks at whether its deadline is still armed.
             Key::Drain => {}
+            #[cfg(feature = "systemd")]
+            Key::Watchdog => self.pet_watchdog(),
+            #[cfg(feature = "systemd")]
+            Key::Barrier => self.end_barrier(),
         }
     }
 
@@ -425,6 +455,7 @@ impl Driver {
         match &self.predecessor {
             Some(_) => {
                 info!("asked to stop");
+                self.manager_hears_drain();
                 self.owner(predecessor::Input::Stop);
             }
             None => {

@@ -20,7 +20,7 @@ use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::Phase;
 use crate::wire::MAX_BODY;
-use crate::{control, listener, sys};
+use crate::{control, listener, pid_file, sys};
 
 /// The most control clients at once; when full, the one that was silent longest is closed, never a takeover.
 const MAX_CLIENTS: usize = 64;
@@ -147,6 +147,7 @@ impl Driver {
                     self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
                     self.join_takeover();
+                    self.manager_hears_offer();
                 }
                 Output::LeaveTakeover => {
                     if let Err(error) = self.family.leave_takeover() {
@@ -154,6 +155,7 @@ impl Driver {
                     }
                     if self.owns() {
                         info!("the takeover came to nothing: serving on as generation {}", self.generation());
+                        self.owns_again();
                     }
                     self.prepare();
                 }
@@ -305,12 +307,19 @@ impl Driver {
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
+                self.owns_again();
                 Notice::Resume
             }
             predecessor::Notice::Leave(reason) => {
                 match reason {
-                    Reason::Successor => info!("draining: a successor owns"),
-                    Reason::Stopped => info!("stopping"),
+                    Reason::Successor => {
+                        info!("draining: a successor owns");
+                        self.manager_hears_leaving();
+                    }
+                    Reason::Stopped => {
+                        info!("stopping");
+                        self.manager_hears_stopping();
+                    }
                 }
                 self.wake.set_draining(true);
                 self.poller.arm(Key::Drain, self.settings.drain_within);
@@ -319,10 +328,26 @@ impl Driver {
             predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
             predecessor::Notice::Exit => {
                 self.end();
-                Notice::Exit
+                return self.exit_when_heard();
             }
         };
         self.notices.push_back(notice);
+    }
+
+    /// A takeover came to nothing, or its successor has died: what tells others who owns says so again.
+    fn owns_again(&mut self) {
+        if let Err(error) = self.write_pid_file() {
+            warn!("{error}");
+        }
+        self.manager_hears_again();
+    }
+
+    /// Only ever by the owner.
+    pub(super) fn write_pid_file(&self) -> crate::Result<()> {
+        let Some(path) = self.settings.pid_file.as_ref().filter(|path| !pid_file::names(path, self.pid)) else {
+            return Ok(());
+        };
+        pid_file::write(path, self.pid).map_err(|error| Error::io(format!("write {}", path.display()), error))
     }
 
     /// The application has stopped accepting: from here on the end of its last lease ends the drain.
@@ -398,13 +423,18 @@ impl Driver {
     fn end(&mut self) {
         self.flush_all();
         self.stop_control();
-        let paths = if self.phase == Phase::Stopping { self.table.paths() } else { Vec::new() };
-        if !paths.is_empty()
+        let stopping = self.phase == Phase::Stopping;
+        let paths = if stopping { self.table.paths() } else { Vec::new() };
+        let pid_file = self.settings.pid_file.as_ref().filter(|_| stopping);
+        if (!paths.is_empty() || pid_file.is_some())
             && let Some(lease) = self.family.is_last(&lock_path(&self.settings.path))
         {
             // While the sockets are still open: nobody else's file can have their inodes.
             for (path, inode) in paths {
                 listener::remove(&path, inode);
+            }
+            if let Some(path) = pid_file {
+                pid_file::remove(path, self.pid);
             }
             drop(lease);
         }

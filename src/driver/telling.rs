@@ -27,6 +27,7 @@ impl Driver {
             return;
         }
         self.told = told;
+        self.manager_hears_phase();
         let watchers: Vec<Peer> =
             self.connections.iter().filter(|(_, connection)| connection.watch).map(|(peer, _)| *peer).collect();
         for peer in watchers {
