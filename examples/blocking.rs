@@ -27,7 +27,6 @@ use heirloom::{Drained, Serving};
 
 use crate::args::ServerArgs;
 use crate::failure::Failure;
-use crate::shortage::is_shortage;
 
 #[path = "support/args.rs"]
 mod args;
@@ -105,7 +104,7 @@ impl Service {
             let (stream, from) = match serving.accept(lines) {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => return Ok(()),
-                Err(error) if is_shortage(&error) => {
+                Err(error) if error.is_shortage() => {
                     log::warn!("{error}");
                     thread::sleep(shortage::PAUSE);
                     continue;

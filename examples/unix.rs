@@ -27,7 +27,6 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::args::ServerArgs;
 use crate::failure::Failure;
-use crate::shortage::is_shortage;
 
 #[path = "support/args.rs"]
 mod args;
@@ -102,7 +101,7 @@ impl Desk {
             let stream = match serving.accept(local) {
                 Ok(Some((stream, _))) => stream,
                 Ok(None) => return Ok(()),
-                Err(error) if is_shortage(&error) => {
+                Err(error) if error.is_shortage() => {
                     log::warn!("{error}");
                     thread::sleep(shortage::PAUSE);
                     continue;

@@ -1,85 +1,19 @@
 //! What runs out: descriptors, room in a queue, on a disk, in the kernel. Each ends in an error that says what to do, with
 //! the predecessor serving and no descriptor lost; and once there is room again, the next takeover goes through.
 //!
-//! Where a shortage can be made, it is; the others are injected by strace, of which the process knows nothing. The
-//! library makes no memfd, so there is none to run out of memory for.
+//! Where a shortage can be made, it is; the others are injected by strace, of which the process knows nothing.
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::puppet::{PATIENCE, Puppet, Scene, is_root, skip};
+use crate::puppet::{Puppet, Scene, is_root, skip};
 use crate::starting::settled;
+use crate::strace::Strace;
 use crate::visitor::visit;
 
 /// A user without rights.
 const USER: u32 = 54_341;
-
-/// Makes a call of a process fail, until it is dropped.
-pub(crate) struct Failing {
-    child: Child,
-}
-
-impl Failing {
-    /// `when` is strace's: `1` is the first, `1+` each. `None`, said aloud, where there is no strace.
-    pub(crate) fn attach(pid: u32, call: &str, error: &str, when: &str) -> Option<Failing> {
-        let spawned = Command::new("strace")
-            .args(["-f", "-qq", "-e", &format!("trace={call}")])
-            .arg(format!("--inject={call}:error={error}:when={when}"))
-            .args(["-p", &pid.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match spawned {
-            Ok(child) => child,
-            Err(error) => {
-                skip(&format!("strace: {error}"));
-                return None;
-            }
-        };
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        // Read to its end, so that strace never waits for a reader.
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        // With -qq it says nothing when it has attached: the kernel does.
-        let end = std::time::Instant::now() + PATIENCE;
-        while !is_traced_by(pid, child.id()) {
-            if let Ok(Some(_)) = child.try_wait() {
-                skip(&format!("strace: {}", lines.iter().collect::<Vec<_>>().join(" ")));
-                return None;
-            }
-            assert!(std::time::Instant::now() < end, "strace did not attach");
-            thread::yield_now();
-        }
-        Some(Failing { child })
-    }
-}
-
-/// Whether each thread of a process is traced by this one.
-fn is_traced_by(pid: u32, tracer: u32) -> bool {
-    let wanted = format!("TracerPid:\t{tracer}");
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    threads.flatten().all(|thread| {
-        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-        status.lines().any(|line| line == wanted)
-    })
-}
-
-impl Drop for Failing {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// The error with which a start fails, at once or a little later; `None` where it does not.
 fn fails(puppet: &mut Puppet, command: Value) -> Option<Value> {
@@ -124,7 +58,7 @@ fn with(side: Side, call: &str, error: &str, when: &str, wanted: Wanted) {
     let mut second = Puppet::new();
     let before = (first.ask(json!({"do": "descriptors"})), second.ask(json!({"do": "descriptors"})));
     let pid = if let Side::Predecessor = side { first.pid() } else { second.pid() };
-    let Some(failing) = Failing::attach(pid, call, error, when) else { return };
+    let Some(failing) = Strace::fail(pid, call, error, when) else { return };
     let failed = fails(&mut second, scene.begin("2", json!({"claims": claims})));
     drop(failing);
     match (&failed, wanted) {
@@ -240,7 +174,7 @@ fn a_predecessor_at_its_hard_limit_serves_on_and_hands_over_when_it_has_room() {
 fn a_predecessor_that_cannot_open_the_lock_file_again_says_so() {
     let scene = Scene::new();
     let (mut first, address) = scene.serve("1", json!({}));
-    let Some(failing) = Failing::attach(first.pid(), "openat", "EMFILE", "1+") else { return };
+    let Some(failing) = Strace::fail(first.pid(), "openat", "EMFILE", "1+") else { return };
     let mut second = scene.warm("2", json!({}));
     second.ask(json!({"do": "drop"}));
     scene.status_where(|status| status.takeover.is_none());
@@ -306,7 +240,7 @@ fn no_generation_is_given_twice_where_the_disk_was_full() {
     let scene = Scene::new();
     let (mut first, _) = scene.serve("1", json!({}));
     let mut second = Puppet::new();
-    let Some(failing) = Failing::attach(second.pid(), "pwrite64", "ENOSPC", "1+") else { return };
+    let Some(failing) = Strace::fail(second.pid(), "pwrite64", "ENOSPC", "1+") else { return };
     let failed = fails(&mut second, scene.begin("2", json!({})));
     let owner = scene.status();
     drop(failing);
@@ -376,4 +310,31 @@ fn a_folder_that_the_user_may_not_write_to() {
     let Some(mut puppet) = Puppet::of_user(USER) else { return };
     let error = fails(&mut puppet, scene.begin("1", json!({}))).unwrap();
     assert_clear(&error, "denied", "", "mode 500");
+}
+
+/// The application learns of it before it lets go, and says that it cannot.
+#[test]
+fn no_memory_for_the_state_calls_the_takeover_off_with_a_reason() {
+    let scene = Scene::new();
+    let stateful = json!({"state": {"schema": "counter", "version": 1}, "release": false});
+    let (mut first, address) = scene.serve("1", stateful.clone());
+    let Some(failing) = Strace::fail(first.pid(), "memfd_create", "ENOMEM", "1+") else { return };
+    let mut second = Puppet::new();
+    second.ask(scene.begin("2", stateful.clone()));
+    first.event("release");
+    let error = first.refuse(json!({"do": "release-with", "text": "41"}));
+    assert_eq!(error["code"], "io");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("cannot make a memfd for the state: "), "{message}");
+    first.ask(json!({"do": "cannot-release", "why": message}));
+    first.event("resume");
+    assert!(second.failure()["message"].as_str().unwrap().contains(message));
+    drop(failing);
+    assert_eq!(visit(&address).pid, first.pid());
+    let mut third = Puppet::new();
+    third.ask(scene.begin("3", stateful));
+    first.event("release");
+    first.ask(json!({"do": "release-with", "text": "41"}));
+    third.event("serving");
+    assert_eq!(third.ask(json!({"do": "take-state", "schema": "counter"}))["ok"]["text"], "41");
 }

@@ -31,6 +31,7 @@ mod service;
 mod soak;
 mod starting;
 mod state;
+mod strace;
 mod systemd;
 mod takeover;
 mod visitor;

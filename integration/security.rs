@@ -3,25 +3,21 @@
 //! As root these tests become other users for real. `setpriv` and `unshare` are util-linux's, `strace` Debian's own; what
 //! is missing is said aloud.
 
-use std::io::{BufRead, BufReader, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::process::{Command, Output, Stdio};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ctl::stage::CTL;
-use crate::limits::Failing;
 use crate::puppet::{PATIENCE, Puppet, Scene, is_root, skip};
 use crate::starting::settled;
+use crate::strace::Strace;
 use crate::visitor::visit;
 
 /// A user that is nobody's.
@@ -85,58 +81,6 @@ fn can_open(uid: u32, path: &Path) -> Option<bool> {
     run_as(uid, &["sh", "-c", &script]).map(|output| output.status.success())
 }
 
-/// strace on a process, from when it is attached until it is told to end.
-struct Strace {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Strace {
-    fn attach(pid: u32, calls: &str) -> Option<Strace> {
-        let spawned = Command::new("strace")
-            .args(["-f", "-y", "-s", "300", "-e", &format!("trace={calls}"), "-p", &pid.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match spawned {
-            Ok(child) => child,
-            Err(error) => {
-                skip(&format!("strace: {error}"));
-                return None;
-            }
-        };
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        let strace = Strace { child, lines };
-        let first = strace.lines.recv_timeout(PATIENCE).unwrap_or_default();
-        if first.contains(" attached") {
-            return Some(strace);
-        }
-        skip(&format!("strace: {first}"));
-        None
-    }
-
-    /// Lets the process go and gives what it did.
-    fn finish(mut self) -> Vec<String> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
-        self.child.wait().unwrap();
-        self.lines.iter().collect()
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 // Credentials before the first byte.
 
 /// The door is left open on purpose, so that the credentials alone decide; a stranger talks before he is accepted.
@@ -146,7 +90,7 @@ fn a_strangers_bytes_are_never_read() {
     let (mut first, address) = scene.serve("1", json!({}));
     set_mode(scene.control(), 0o666);
     let before = first.ask(json!({"do": "descriptors"}));
-    let Some(strace) = Strace::attach(first.pid(), "accept4,recvmsg,recvfrom,recvmmsg,readv,getsockopt,sendto,close")
+    let Some(strace) = Strace::show(first.pid(), "accept4,recvmsg,recvfrom,recvmmsg,readv,getsockopt,sendto,close")
     else {
         return;
     };
@@ -158,7 +102,7 @@ fn a_strangers_bytes_are_never_read() {
     let answer = answer["ok"].as_str().unwrap();
     assert!(answer.contains("stranger") && answer.contains(&STRANGER.to_string()), "{answer}");
     first.ask(json!({"do": "nothing"}));
-    let calls = strace.finish();
+    let calls = strace.leave();
     let accepted = calls.iter().position(|call| call.contains("accept4(") && !call.contains("EAGAIN")).unwrap();
     let asked = calls.iter().position(|call| call.contains("SO_PEERCRED")).unwrap();
     assert!(asked > accepted, "{calls:#?}");
@@ -204,7 +148,7 @@ fn a_successor_says_nothing_to_a_stranger_who_bound_the_path_first() {
     let before = second.ask(json!({"do": "descriptors"}));
     assert_eq!(failed(&mut second, scene.begin("2", json!({})))["code"], "not-ours");
     chown(scene.control(), Some(0), Some(0)).unwrap();
-    let strace = Strace::attach(second.pid(), "connect,sendto,sendmsg,recvmsg,recvfrom");
+    let strace = Strace::show(second.pid(), "connect,sendto,sendmsg,recvmsg,recvfrom");
     for (wants, more) in [("takeover", json!({})), ("rehearsal", json!({"rehearsal": true}))] {
         stranger.tell(&json!({"do": "caught"}));
         let error = failed(&mut second, scene.begin("2", more));
@@ -214,7 +158,7 @@ fn a_successor_says_nothing_to_a_stranger_who_bound_the_path_first() {
         assert_eq!(stranger.answer()["ok"], 0, "{wants}");
     }
     if let Some(strace) = strace {
-        let calls = strace.finish();
+        let calls = strace.leave();
         assert!(calls.iter().any(|call| call.contains("connect(")), "{calls:#?}");
         for call in ["sendto(", "sendmsg(", "recvmsg(", "recvfrom("] {
             assert!(!calls.iter().any(|line| line.contains(call)), "{call}: {calls:#?}");
@@ -257,7 +201,7 @@ fn a_filesystem_without_access_lists() {
     let Some(scene) = open_scene() else { return };
     let list = json!({"allow_uids": [GUEST]});
     let mut first = Puppet::new();
-    let Some(failing) = Failing::attach(first.pid(), "setxattr,fsetxattr", "EOPNOTSUPP", "1+") else { return };
+    let Some(failing) = Strace::fail(first.pid(), "setxattr,fsetxattr", "EOPNOTSUPP", "1+") else { return };
     first.ask(scene.begin("1", list.clone()));
     first.event("serving");
     drop(failing);
@@ -487,10 +431,10 @@ fn the_mode_is_set_before_the_socket_is_bound() {
         let scene = Scene::new();
         let mut first = Puppet::new();
         let calls = "fchmod,chmod,fchmodat,?fchmodat2,bind,listen,setxattr,fsetxattr,lsetxattr,umask";
-        let Some(strace) = Strace::attach(first.pid(), calls) else { return };
+        let Some(strace) = Strace::show(first.pid(), calls) else { return };
         first.ask(scene.begin("1", json!({"allow_uids": guests})));
         first.event("serving");
-        let calls = strace.finish();
+        let calls = strace.leave();
         let path = scene.control().display().to_string();
         let at = |what: &dyn Fn(&str) -> bool| calls.iter().position(|call| what(call));
         let bound = at(&|call| call.contains("bind(") && call.contains(&path)).unwrap();

@@ -163,7 +163,7 @@ fn a_predecessor_that_dies_before_its_release_leaves_none() {
     first.event("release");
     first.kill();
     second.event("serving");
-    assert_eq!(outcome(&mut second)["why"], "the predecessor died before it was sent");
+    assert_eq!(outcome(&mut second)["why"], "the predecessor was gone before it was sent");
     assert_eq!(take(&mut second, 1), Value::Null);
 }
 

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use crate::args::ServerArgs;
 use crate::failure::Failure;
-use crate::shortage::{self, is_shortage};
+use crate::shortage;
 
 /// Serves until another version has taken over, or until `stop` ends, and what was in flight is finished.
 ///
@@ -161,7 +161,7 @@ async fn accept(serving: &mut Serving, web: &TcpListener, desk: &Desk) -> Result
         let (stream, from) = match serving.accept(web).await {
             Ok(Some(accepted)) => accepted,
             Ok(None) => return Ok(()),
-            Err(error) if is_shortage(&error) => {
+            Err(error) if error.is_shortage() => {
                 log::warn!("{error}");
                 tokio::time::sleep(shortage::PAUSE).await;
                 continue;

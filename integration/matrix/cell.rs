@@ -12,9 +12,9 @@ use super::crowd::{Accepted, Crowd, Lost};
 use super::fault::Fault;
 use super::player::Player;
 use super::point::{Point, Side};
-use super::strace::Strace;
 use crate::actor::EXITED;
 use crate::puppet::{PATIENCE, Scene};
+use crate::strace::Strace;
 use crate::visitor;
 
 /// How often a state is looked at that no event tells of.
@@ -33,7 +33,7 @@ pub(crate) enum Held {
 /// Runs a cell. Whatever does not hold is a panic, with what the processes said.
 pub(crate) fn run(point: Point, fault: Fault) -> Held {
     let mut cell = Cell::set_up();
-    let strace = Strace::inject(cell.victim(point.side).thread, point, fault).unwrap();
+    let strace = inject(cell.victim(point.side).thread, point, fault).unwrap();
     let lines = cell.take_over(point.side, fault, strace);
     cell.reached |= cell.has_ended_by(point.side, fault);
     let reached = cell.reached;
@@ -43,10 +43,24 @@ pub(crate) fn run(point: Point, fault: Fault) -> Held {
     if reached { Held::Reached(how) } else { Held::NotReached }
 }
 
+/// Injects a fault into one occurrence of a call of one thread, and shows what is sent with descriptors.
+fn inject(thread: u64, point: Point, fault: Fault) -> Result<Strace, String> {
+    let Point { call, occurrence, .. } = point;
+    let mut arguments = vec![
+        "-e".to_owned(),
+        format!("trace={},sendmsg", call.name),
+        format!("--inject={}:{}:when={occurrence}", call.name, fault.expression()),
+    ];
+    if let Some(only) = call.only {
+        arguments.extend(["-P".to_owned(), only.to_owned()]);
+    }
+    Strace::attach(thread, &arguments)
+}
+
 /// Counts the calls that each side makes in a takeover where nothing happens. Those of the puppet itself are in it, too.
 pub(crate) fn count(side: Side) -> Result<BTreeMap<String, u32>, String> {
     let mut cell = Cell::set_up();
-    let strace = Strace::watch(cell.victim(side).thread)?;
+    let strace = Strace::attach(cell.victim(side).thread, &["-y"])?;
     let lines = cell.take_over(side, Fault::DelayEnter, strace);
     cell.judge(side, Fault::DelayEnter, Some(lines.iter().any(|line| has_sent(line))));
     let mut counts = BTreeMap::new();

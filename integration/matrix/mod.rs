@@ -27,7 +27,6 @@ mod fault;
 mod player;
 mod point;
 mod schedule;
-mod strace;
 mod table;
 
 use std::io::Write;

@@ -124,7 +124,10 @@ impl Driver {
             },
             (_, None) => cold("first of its family"),
             (_, Some(successor)) if successor.state_kind().is_none() => cold("the predecessor has none"),
-            (_, Some(successor)) if successor.predecessor_died() => cold("the predecessor died before it was sent"),
+            // The end of the link may be news before the death is.
+            (_, Some(successor)) if successor.predecessor_died() || self.link.is_none() => {
+                cold("the predecessor was gone before it was sent")
+            }
             _ => cold("the predecessor sent none"),
         };
         self.table.report.state = Some(outcome);

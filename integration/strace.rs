@@ -1,5 +1,6 @@
-//! strace, attached to the thread of a puppet that has the handoff.
+//! strace, attached to a puppet: it tells what the process does, and makes calls of it fail. The process knows nothing.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -9,9 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::fault::Fault;
-use super::point::Point;
-use crate::puppet::PATIENCE;
+use crate::puppet::{PATIENCE, skip};
 
 /// How often something is looked at that no event tells of.
 const LOOK: Duration = Duration::from_millis(5);
@@ -24,27 +23,24 @@ pub(crate) struct Strace {
 }
 
 impl Strace {
-    /// Injects a fault into one occurrence of a call of one thread, and shows what is sent with descriptors.
-    pub(crate) fn inject(thread: u64, point: Point, fault: Fault) -> Result<Strace, String> {
-        let Point { call, occurrence, .. } = point;
-        let mut arguments = vec![
-            "-e".to_owned(),
-            format!("trace={},sendmsg", call.name),
-            format!("--inject={}:{}:when={occurrence}", call.name, fault.expression()),
-        ];
-        if let Some(only) = call.only {
-            arguments.extend(["-P".to_owned(), only.to_owned()]);
-        }
-        Strace::attach(thread, &arguments)
+    /// Shows these calls of a process, with all of its threads and with what its descriptors lead to. `None`, said aloud,
+    /// where there is no strace or where it may not attach.
+    pub(crate) fn show(pid: u32, calls: &str) -> Option<Strace> {
+        Strace::or_skip(pid, &["-f", "-y", "-s", "300", "-e", &format!("trace={calls}")])
     }
 
-    /// Shows every call of one thread, with what its descriptors lead to.
-    pub(crate) fn watch(thread: u64) -> Result<Strace, String> {
-        Strace::attach(thread, &["-y".to_owned()])
+    /// Makes a call of a process fail, until this is dropped. `when` is strace's: `1` is the first, `1+` each.
+    pub(crate) fn fail(pid: u32, call: &str, error: &str, when: &str) -> Option<Strace> {
+        let expression = format!("--inject={call}:error={error}:when={when}");
+        Strace::or_skip(pid, &["-f", "-e", &format!("trace={call}"), &expression])
     }
 
-    /// The other threads of the process go on unseen.
-    fn attach(thread: u64, arguments: &[String]) -> Result<Strace, String> {
+    fn or_skip(pid: u32, arguments: &[&str]) -> Option<Strace> {
+        Strace::attach(u64::from(pid), arguments).map_err(|why| skip(&format!("strace: {why}"))).ok()
+    }
+
+    /// Attaches to one thread; the others go on unseen, unless the arguments say so.
+    pub(crate) fn attach(thread: u64, arguments: &[impl AsRef<OsStr>]) -> Result<Strace, String> {
         let mut child = Command::new("strace")
             .args(arguments)
             .args(["-p", &thread.to_string()])
