@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::fdpass::{self, Receiver};
 use crate::protocol::message::Message;
 use crate::shared::SharedFd;
-use crate::wire::{Assembler, Frame, Header};
+use crate::wire::{Assembler, Frame, Header, MAX_BODY};
 
 /// Where the sequence number is in a header.
 const SEQUENCE: std::ops::Range<usize> = 12..16;
@@ -145,16 +145,25 @@ impl Connection {
 
     /// Queues a message.
     pub(crate) fn send(&mut self, message: &Message) {
-        let body = message.body();
-        let header = self.header(message.kind(), 0, body.len());
-        let mut bytes = Vec::with_capacity(header.len() + body.len());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&body);
+        self.send_body(message.kind(), &message.body());
+    }
+
+    /// Queues a message that is bytes already.
+    pub(crate) fn send_body(&mut self, kind: u8, body: &[u8]) {
+        let header = self.header(kind, 0, body.len());
+        let length = header.len() + body.len();
         // Small messages that follow each other leave in one system call.
-        match self.outgoing.back_mut() {
-            Some(last) if last.descriptors.is_empty() => last.bytes.extend_from_slice(&bytes),
-            _ => self.outgoing.push_back(Chunk { bytes, written: 0, descriptors: Vec::new() }),
-        }
+        let chunk = match self.outgoing.back_mut() {
+            Some(last) if last.descriptors.is_empty() && last.bytes.len() + length <= MAX_BODY => last,
+            _ => {
+                let bytes = Vec::with_capacity(length);
+                self.outgoing.push_back(Chunk { bytes, written: 0, descriptors: Vec::new() });
+                let Some(last) = self.outgoing.back_mut() else { return };
+                last
+            }
+        };
+        chunk.bytes.extend_from_slice(&header);
+        chunk.bytes.extend_from_slice(body);
     }
 
     /// Queues a header with descriptors, at most 253.

@@ -1,5 +1,7 @@
 //! The connections of a process: what it reads from them, what it writes to them, and how they end.
 
+use std::sync::Arc;
+
 use super::kernel::{LinkId, Packet, Pid};
 use super::mutations::Mutation;
 use super::process::{Key, Op, Work};
@@ -64,7 +66,9 @@ impl World {
                 }
                 successor::Input::Arrived(u32::from(count))
             }
-            Packet::Entries(count) => successor::Input::Message(Entries { entries: entries(count) }.into()),
+            Packet::Entries(count) => successor::Input::Message(
+                Entries { entries: entries(count).into_iter().map(Arc::new).collect() }.into(),
+            ),
             Packet::Message(Message::Draining(_) | Message::Bye(_)) => return,
             Packet::Message(message) => {
                 if let Message::State(_) = message

@@ -13,7 +13,6 @@ use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
-use crate::manifest::Kind;
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::{Entries, Message};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
@@ -250,17 +249,13 @@ impl Driver {
                 }
             }
         }
-        for held in self.table.iter_mut().filter(|held| held.entry.kind == Kind::Raw) {
-            // The state of an application's own socket may have changed since it was described.
-            if let Err(error) = listener::refresh(&mut held.entry, held.fd.as_fd()) {
-                warn!("cannot describe {:?} again: {error}", held.entry.name);
-            }
-        }
         descriptors.extend(self.table.iter().map(|held| held.fd.share()));
         self.offered.insert(peer, descriptors);
         let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
         for part in entries.chunks(PER_FRAME) {
             self.send_part(peer, part, &|part| Entries { entries: part.to_vec() }.into());
+            // The other side reads the first of them while the next are put into bytes.
+            self.flush(peer);
         }
         if takeover {
             info!("handing over: {} entries offered", entries.len());
@@ -277,12 +272,13 @@ impl Driver {
     /// Sends a list in one frame, or in two halves where it is too long for one.
     pub(super) fn send_part<T>(&mut self, peer: Peer, part: &[T], message: &dyn Fn(&[T]) -> Message) {
         let whole = message(part);
-        if part.len() > 1 && whole.body().len() > MAX_BODY {
+        let body = whole.body();
+        if part.len() > 1 && body.len() > MAX_BODY {
             let (front, back) = part.split_at(part.len() / 2);
             self.send_part(peer, front, message);
             self.send_part(peer, back, message);
         } else {
-            self.send(peer, &whole);
+            self.send_body(peer, whole.kind(), whole.word(), &body);
         }
     }
 

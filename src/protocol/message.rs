@@ -1,5 +1,7 @@
 //! The messages: one kind byte and one plain struct each. What a peer sends is checked here, once.
 
+use std::sync::Arc;
+
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +104,7 @@ pub(crate) struct Offer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Entries {
     #[serde(deserialize_with = "bounded")]
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<Arc<Entry>>,
 }
 
 /// The successor has room for all descriptors.

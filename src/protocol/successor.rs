@@ -3,6 +3,7 @@
 //! One machine for one attempt. Taking the lock is the commit; only the kernel's answer to [`Output::TakeLock`] makes
 //! this process the owner, never a message and never the other side's silence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{
@@ -90,7 +91,7 @@ pub(crate) enum Notice {
 pub(crate) enum Output {
     Send(Message),
     /// The entries, in the order in which their descriptors come.
-    Keep(Vec<Entry>),
+    Keep(Vec<Arc<Entry>>),
     /// Make sure that so many descriptors can be received; answer with [`Input::Reserved`].
     Reserve(u32),
     /// Take byte 1 shared, through the description that came in the first batch.

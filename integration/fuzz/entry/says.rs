@@ -108,7 +108,9 @@ impl Says {
                 }
                 .into()
             }
-            Says::Entries(count) => Entries { entries: (0..count % 6).map(entry).collect() }.into(),
+            Says::Entries(count) => {
+                Entries { entries: (0..count % 6).map(|number| entry(number).into()).collect() }.into()
+            }
             Says::Room(descriptors) => Room { descriptors: u32::from(descriptors) }.into(),
             Says::Ack(descriptors) => Ack { descriptors: u32::from(descriptors) }.into(),
             Says::AckOf(descriptors) => Ack { descriptors }.into(),

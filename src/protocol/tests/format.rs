@@ -1,6 +1,7 @@
 //! `wire.md` is true: its vectors are what this crate reads and writes, and its tables name the fields that are there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
@@ -137,7 +138,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, ..hello }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
-        ("entries", Entries { entries: vec![web, admin, spool] }.into()),
+        ("entries", Entries { entries: [web, admin, spool].map(Arc::new).to_vec() }.into()),
         ("room", Room { descriptors: 7 }.into()),
         ("descriptors", Message::Descriptors(7)),
         ("ack", Ack { descriptors: 7 }.into()),

@@ -938,7 +938,7 @@ impl World {
                     socket: None,
                 };
                 for first in (0..ENTRIES).step_by(200) {
-                    let entries = (first..(first + 200).min(ENTRIES)).map(entry).collect();
+                    let entries = (first..(first + 200).min(ENTRIES)).map(|number| entry(number).into()).collect();
                     self.send(pid, peer as LinkId, Entries { entries }.into());
                 }
             }
