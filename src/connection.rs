@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::fdpass::{self, Receiver};
 use crate::protocol::message::Message;
 use crate::shared::SharedFd;
+use crate::sys;
 use crate::wire::{Assembler, Frame, Header, MAX_BODY};
 
 /// Where the sequence number is in a header.
@@ -182,6 +183,15 @@ impl Connection {
 
     /// Writes as much as the socket takes.
     pub(crate) fn flush(&mut self) -> Flush {
+        let written = if self.outgoing.iter().any(|chunk| !chunk.descriptors.is_empty()) {
+            sys::without_sigpipe(|| self.write())
+        } else {
+            self.write()
+        };
+        written.unwrap_or(Flush::Broken)
+    }
+
+    fn write(&mut self) -> io::Result<Flush> {
         while let Some(chunk) = self.outgoing.front_mut() {
             let sent = if chunk.descriptors.is_empty() {
                 fdpass::send_bytes(&self.stream, &chunk.bytes[chunk.written..])
@@ -191,19 +201,19 @@ impl Connection {
             };
             match sent {
                 Ok(count) => chunk.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flush::Blocked),
                 Err(error) if is_shortage(&error) => {
                     self.crowded.get_or_insert_with(Instant::now);
-                    return Flush::Crowded;
+                    return Ok(Flush::Crowded);
                 }
-                Err(_) => return Flush::Broken,
+                Err(error) => return Err(error),
             }
             self.crowded = None;
             if chunk.written == chunk.bytes.len() {
                 self.outgoing.pop_front();
             }
         }
-        Flush::Empty
+        Ok(Flush::Empty)
     }
 
     /// Forgets what was queued and of which no byte is written yet.
@@ -278,6 +288,16 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         (Connection::new(ours, None), theirs)
+    }
+
+    /// With the default disposition of SIGPIPE a client that hangs up would end the process: sendfd has no flag for that.
+    #[test]
+    fn descriptors_for_a_reader_that_is_gone_raise_no_signal() {
+        let (mut connection, client) = pair();
+        drop(client);
+        let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
+        connection.send_descriptors(vec![file]);
+        assert!(!sys::raises_sigpipe(|| assert_eq!(connection.flush(), Flush::Broken)));
     }
 
     /// As many as a message carries, with the first byte of a header, from every client there may be: they were kept

@@ -256,7 +256,7 @@ pub(crate) fn describe(asked: &Asked<'_>, fd: BorrowedFd<'_>) -> io::Result<Entr
         path: asked.path.map(|path| path.as_os_str().as_bytes().to_vec()),
         path_inode: asked.path.and_then(path_inode),
         backlog: asked.backlog,
-        file,
+        file: socket.is_none().then_some(file),
         socket,
     })
 }
@@ -291,26 +291,27 @@ pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>,
     };
     let Some(expected) = &entry.socket else {
         let file = file_identity(fd)?;
-        check("file-type", entry.file.kind == file.kind, &|| (file_type(entry.file.kind), file_type(file.kind)));
-        let same = (entry.file.device, entry.file.inode) == (file.device, file.inode);
+        let expected = entry.file.unwrap_or_default();
+        check("file-type", expected.kind == file.kind, &|| (file_type(expected.kind), file_type(file.kind)));
+        let same = (expected.device, expected.inode) == (file.device, file.inode);
         let identity = |file: FileIdentity| format!("{}:{}", file.device, file.inode);
-        check("file", same, &|| (identity(entry.file), identity(file)));
+        check("file", same, &|| (identity(expected), identity(file)));
         if let Some((domain, kind)) = shape(&entry.kind) {
             check("kind", false, &|| (format!("{domain} {kind}"), file_type(file.kind)));
         }
         return Ok(checks);
     };
+    let expected_type = entry.file.map_or(libc::S_IFSOCK, |file| file.kind);
     let found = match socket_identity(fd) {
         Ok(found) => found,
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
             let file = file_identity(fd)?;
-            check("file-type", false, &|| (file_type(entry.file.kind), file_type(file.kind)));
+            check("file-type", false, &|| (file_type(expected_type), file_type(file.kind)));
             return Ok(checks);
         }
         Err(error) => return Err(error),
     };
-    let a_socket = entry.file.kind == libc::S_IFSOCK;
-    check("file-type", a_socket, &|| (file_type(entry.file.kind), "socket".to_owned()));
+    check("file-type", expected_type == libc::S_IFSOCK, &|| (file_type(expected_type), "socket".to_owned()));
     if let Some((domain, kind)) = shape(&entry.kind) {
         let same = is_of(domain, found.domain) && kind == socket_type(found.kind);
         let found_domain = || if is_of(domain, found.domain) { domain.into() } else { family(found.domain) };

@@ -6,7 +6,7 @@ use super::kernel::{LinkId, Packet, Pid};
 use super::mutations::Mutation;
 use super::process::{Key, Op, Work};
 use super::world::{Rules, World};
-use crate::manifest::{Entry, FileIdentity, Kind};
+use crate::manifest::{Entry, Kind};
 use crate::protocol::message::{Entries, Message, Wants};
 use crate::protocol::{predecessor, starter, successor};
 
@@ -178,7 +178,7 @@ fn entries(count: u32) -> Vec<Entry> {
         path: None,
         path_inode: None,
         backlog: None,
-        file: FileIdentity::default(),
+        file: None,
         socket: None,
     };
     (0..count).map(entry).collect()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::{info, warn};
 use mio::Interest;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
@@ -172,6 +173,7 @@ impl Driver {
             self.family.backlog,
         );
         predecessor.set_path_inode(self.family.inode);
+        predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
         self.predecessor = Some(predecessor);
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
@@ -518,4 +520,11 @@ fn jitter(pause: Duration) -> Duration {
     let spread = pause.as_micros() as u64 * JITTER / 100;
     let random = sys::random().unwrap_or(0) % spread.max(1);
     pause - Duration::from_micros(spread / 2) + Duration::from_micros(random)
+}
+
+/// How many descriptors may be under way to a successor at once. The kernel holds those of one user against the sender's
+/// soft limit (unix(7)); half of it is left to the others.
+fn window() -> u32 {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    u32::try_from(soft / 2).unwrap_or(u32::MAX)
 }

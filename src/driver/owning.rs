@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
@@ -13,8 +14,9 @@ use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
+use crate::manifest::Entry;
 use crate::protocol::FAMILY_SLOTS;
-use crate::protocol::message::{Entries, Message};
+use crate::protocol::message::{Entries, MAX_PER_FRAME, Message};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::Phase;
@@ -26,8 +28,10 @@ const MAX_CLIENTS: usize = 64;
 /// How many connections are taken before the others, and the application, have their turn. Few beside those that may be
 /// at once, so that each is there for some turns whatever comes after it.
 const ACCEPTS_IN_A_TURN: usize = 16;
-/// How many entries or listeners go into one frame, where they fit.
+/// How many listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
+/// What an entry has in bytes beside its texts, at most: the names of its fields, and its numbers.
+const ENTRY_FRAME: usize = 256;
 
 impl Driver {
     /// Takes the connections that wait on the control socket, and hears what each has said already.
@@ -252,7 +256,10 @@ impl Driver {
         descriptors.extend(self.table.iter().map(|held| held.fd.share()));
         self.offered.insert(peer, descriptors);
         let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
-        for part in entries.chunks(PER_FRAME) {
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(fitting(rest));
+            rest = after;
             self.send_part(peer, part, &|part| Entries { entries: part.to_vec() }.into());
             // The other side reads the first of them while the next are put into bytes.
             self.flush(peer);
@@ -475,4 +482,16 @@ impl Drop for Driver {
             listener::remove(&self.settings.path, inode);
         }
     }
+}
+
+/// How many of the first entries fit one frame, at least one: by their texts, without putting them into bytes.
+fn fitting(entries: &[Arc<Entry>]) -> usize {
+    let mut bytes = 0;
+    let fits = entries.iter().take(MAX_PER_FRAME).take_while(|entry| {
+        let local = entry.socket.as_ref().map_or(0, |socket| socket.local.len());
+        let path = entry.path.as_ref().map_or(0, Vec::len);
+        bytes += ENTRY_FRAME + entry.name.len() + entry.address.len() + entry.requested.len() + local + path;
+        bytes <= MAX_BODY
+    });
+    fits.count().max(1)
 }

@@ -4,7 +4,7 @@ use arbitrary::Arbitrary;
 
 use super::messages::decode;
 use crate::error::Refusal;
-use crate::manifest::{Entry, FileIdentity, Kind};
+use crate::manifest::{Entry, Kind};
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::*;
 
@@ -150,7 +150,7 @@ pub(super) fn entry(number: u8) -> Entry {
         path: None,
         path_inode: None,
         backlog: None,
-        file: FileIdentity::default(),
+        file: None,
         socket: None,
     }
 }
