@@ -4,8 +4,11 @@
 //! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
 //! believes about the owner lock is true, because nobody but this process can take that lock from it.
 
+mod rehearsal;
+
 use std::time::Duration;
 
+use self::rehearsal::Rehearsal;
 use super::message::{
     Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
 };
@@ -201,15 +204,6 @@ enum Stage {
     },
     Stopping,
     Gone,
-}
-
-/// A look at the entries by somebody who takes nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Rehearsal {
-    peer: Peer,
-    /// How many were announced to it: entries may come and go while it looks.
-    entries: u32,
-    transfer: Option<Transfer>,
 }
 
 /// The machine.
@@ -798,37 +792,6 @@ impl Predecessor {
         }
     }
 
-    fn rehearse(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
-        let Some(rehearsal) = &mut self.rehearsal else { return };
-        match (&mut rehearsal.transfer, message) {
-            (None, Message::Room(room)) if room.descriptors >= rehearsal.entries => {
-                let mut transfer = Transfer::of(rehearsal.entries, self.window);
-                pump(peer, &mut transfer, out);
-                rehearsal.transfer = Some(transfer);
-            }
-            (Some(transfer), Message::Ack(ack)) => {
-                if transfer.acknowledge(ack.descriptors) {
-                    pump(peer, transfer, out);
-                } else {
-                    self.fault(peer, "ack of something that was not sent".to_owned(), out);
-                }
-            }
-            (_, Message::Abort(_)) => {
-                out.push(Output::Close(peer));
-                self.gone(peer, out);
-            }
-            (_, message) => self.fault(peer, format!("{} in a rehearsal", message.word()), out),
-        }
-    }
-
-    fn end_rehearsal(&mut self, why: Refusal, out: &mut Vec<Output>) {
-        if let Some(rehearsal) = self.rehearsal.take() {
-            out.push(Output::Disarm(Timer::Rehearsal));
-            out.push(Output::Send(rehearsal.peer, Abort(why).into()));
-            out.push(Output::Close(rehearsal.peer));
-        }
-    }
-
     /// A peer broke the protocol: it is told so, and what it was at is over.
     fn fault(&mut self, peer: Peer, what: String, out: &mut Vec<Output>) {
         let why = Refusal::new("protocol", what);
@@ -854,10 +817,6 @@ impl Predecessor {
             }
             _ => false,
         }
-    }
-
-    fn is_rehearsal(&self, peer: Peer) -> bool {
-        self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
     }
 }
 
