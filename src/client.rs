@@ -118,8 +118,8 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, question: Question) -> Result<()> {
-        self.connection.send(&Ask { question }.into());
+    fn ask(&mut self, ask: impl Into<Ask>) -> Result<()> {
+        self.connection.send(&ask.into().into());
         let end = Instant::now() + self.timeout;
         loop {
             match self.connection.flush() {

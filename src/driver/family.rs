@@ -165,6 +165,9 @@ impl Family {
     /// Takes byte 0 back for a process that owned `generation`.
     pub(super) fn reclaim(&self, claim: Claim, generation: u64) -> io::Result<Found> {
         let Some(lock) = &self.lock else { return Ok(Found::Held) };
+        if let Claim::StandBy(nonce) = claim {
+            return Family::take_back(lock, generation, nonce);
+        }
         // The shared lock on byte 1 is this process's part in its own takeover. Once the successor has owned that is over:
         // kept, it would bar everybody else who is to take the lock back, and be barred by theirs.
         let shared = claim == Claim::Shared && lock.read()?.generation == generation;
@@ -196,6 +199,33 @@ impl Family {
             return Ok(Found::Held);
         }
         Ok(Found::Free(content.generation))
+    }
+
+    /// Takes byte 0 back for a process that owned `generation` and stands by for the next, whose takeover has this nonce.
+    fn take_back(lock: &LockDescription, generation: u64, nonce: u64) -> io::Result<Found> {
+        let expected = generation + 1;
+        if !lock.take_owner()? {
+            // Whoever is on probation holds both bytes, and gives the other one back where it is confirmed: that can be
+            // seen where it cannot be heard.
+            let goes_on = lock.is_taken_over_elsewhere()? && lock.read()?.generation == expected;
+            // It may have died since the lock was tried.
+            return Ok(if goes_on || !lock.is_owned_elsewhere()? { Found::Held } else { Found::Over });
+        }
+        match lock.read() {
+            Ok(content) if content.generation == expected && content.nonce == nonce => {
+                Ok(Found::Returned(content.generation))
+            }
+            Ok(content) if content.generation == expected && content.nonce == 0 => Ok(Found::Free(content.generation)),
+            Ok(_) => {
+                // It has been free for somebody else, who has newer descriptors.
+                lock.release_owner()?;
+                Ok(Found::Over)
+            }
+            Err(error) => {
+                lock.release_owner()?;
+                Err(error)
+            }
+        }
     }
 
     /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.

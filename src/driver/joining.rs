@@ -139,10 +139,15 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello = Hello { state: self.settings.state.is_some(), ..hello };
+        let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
+        let hello = Hello { state: self.settings.state.is_some(), probation_ms, ..hello };
         let deadlines = self.settings.deadlines;
         let mut out = Vec::new();
-        self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
+        let mut successor = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+        if self.settings.demands_probation {
+            successor.demand_probation();
+        }
+        self.successor = Some(successor);
         self.perform_successor(out)
     }
 
@@ -176,6 +181,7 @@ impl Driver {
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
         self.predecessor = Some(predecessor);
+        self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }
@@ -185,7 +191,7 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
-            if self.elder.take().is_some() {
+            if !self.has_giver() && self.elder.take().is_some() {
                 self.changed = true;
                 self.remove_dropped();
                 info!("predecessor gone");
@@ -198,6 +204,7 @@ impl Driver {
                 self.forget_peer(link);
             }
             self.work.push_back(Work::Successor(successor::Input::Died));
+            self.owner_hears_of_elder(predecessor::Input::Died);
         }
     }
 
@@ -330,6 +337,7 @@ impl Driver {
             Failure::GaveUp(why) => Error::GaveUp(why),
             Failure::Withdrew(why) => match why.code.as_str() {
                 "cancelled" => Error::Cancelled,
+                "no-probation" => Error::Refused(why),
                 _ => cause.unwrap_or(Error::Misbehaved(why.message)),
             },
             Failure::NotServed | Failure::LinkLost => Error::LinkLost,
