@@ -140,8 +140,10 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello = Hello { state: self.settings.state.is_some(), ..hello };
+        let hello =
+            Hello { state: self.settings.state.is_some(), history: self.settings.wants == Wants::Takeover, ..hello };
         let deadlines = self.settings.deadlines;
+        self.note_attempt();
         let mut out = Vec::new();
         self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
         self.perform_successor(out)
@@ -158,6 +160,7 @@ impl Driver {
         self.family.founder = true;
         self.start_control();
         self.weigh_passed();
+        self.note_cold_start();
         info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
         self.notices.push_back(Notice::Started);
         Ok(())
@@ -188,6 +191,7 @@ impl Driver {
             if self.elder.take().is_some() {
                 self.changed = true;
                 self.remove_dropped();
+                self.note_later_step("gone");
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
@@ -357,6 +361,7 @@ impl Driver {
             self.close_after_writing(link);
             self.flush(link);
         }
+        self.forget_attempt();
         self.successor = None;
         self.family.clear();
         self.table.clear();
@@ -418,6 +423,7 @@ impl Driver {
         self.watch_folder();
         self.remove_dropped();
         self.manager_hears_serving();
+        self.note_later_step("serving");
         info!("serving: generation {}; {}", self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }

@@ -11,7 +11,7 @@ use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Kind;
 use crate::protocol::FAMILY_SLOTS;
@@ -73,6 +73,7 @@ impl Driver {
             // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
             let mut stranger = Connection::new(stream, None);
             let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
+            self.note_refusal(&Who { pid: who.pid.unwrap_or_default(), app_version: String::new() }, &why);
             stranger.send(&Message::Refused(why));
             stranger.flush();
             return None;
@@ -126,12 +127,16 @@ impl Driver {
                         // What it has not been sent yet is not for it any more.
                         connection.discard_unsent();
                     }
+                    if let Message::Released(_) = message {
+                        self.tell_heir_history(peer, true);
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
                 Output::SendManifest(peer) => {
                     // From here on the machine's own deadlines hold.
                     self.poller.disarm(Key::Peer(peer));
+                    self.tell_heir_history(peer, false);
                     self.send_manifest(peer);
                 }
                 Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
@@ -141,6 +146,10 @@ impl Driver {
                         connection.watch |= watch;
                         self.tell(peer);
                     }
+                }
+                Output::TellHistory(peer) => {
+                    let history = self.history();
+                    self.send(peer, &history);
                 }
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
@@ -154,7 +163,8 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                     if self.owns() {
-                        info!("the takeover came to nothing: serving on as generation {}", self.generation());
+                        let (why, generation) = (self.last_failure(), self.generation());
+                        warn!("the takeover came to nothing ({why}): serving on as generation {generation}");
                         self.owns_again();
                     }
                     self.prepare();
@@ -318,6 +328,7 @@ impl Driver {
                     }
                     Reason::Stopped => {
                         info!("stopping");
+                        self.note_stop();
                         self.manager_hears_stopping();
                     }
                 }

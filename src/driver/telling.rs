@@ -14,10 +14,19 @@ impl Driver {
     /// Tells everybody who watches, if something has changed that is worth a line.
     pub(super) fn tell_watchers(&mut self) {
         let Some(predecessor) = &self.predecessor else { return };
-        let phase = predecessor.phase();
+        let (phase, generation) = (predecessor.phase(), predecessor.generation());
         if phase != self.phase {
-            self.phase = phase;
-            self.phase_since = unix_ms();
+            let before = std::mem::replace(&mut self.phase, phase);
+            let since = std::mem::replace(&mut self.phase_since, unix_ms());
+            match (before, phase) {
+                (Phase::Serving, Phase::HandingOver) => self.served = Some((since, generation)),
+                // The service has gone on all the time: a takeover that came to nothing leaves no trace in it.
+                (Phase::HandingOver, Phase::Serving) => {
+                    let served = self.served.take().filter(|(_, as_generation)| *as_generation == generation);
+                    self.phase_since = served.map_or(self.phase_since, |(since, _)| since);
+                }
+                _ => {}
+            }
         }
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
@@ -89,6 +98,7 @@ impl Driver {
                 step: step.to_owned(),
                 progress: progress.to_owned(),
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
+                step_since_ms: self.step_since_ms(),
             }),
             predecessor: self.elder.clone(),
             listener_count: listeners.len() as u32,
