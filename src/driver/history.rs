@@ -175,8 +175,10 @@ impl Driver {
                 let record = TakeoverRecord::begin(unix_ms(), self.side(Some(generation)), Some(side(None, who)));
                 self.journal.current = Some((Begun::now(), record));
             }
-            return self.journal.step(step);
+            self.journal.step(step);
+            return self.log_phase(false);
         }
+        let mut came_to_nothing = false;
         let own = side(Some(generation), &self.identity());
         match &mut self.journal.current {
             // Somebody owned in between without a word.
@@ -185,7 +187,10 @@ impl Driver {
                 (record.from, record.to) = (record.to.take(), Some(own));
                 self.journal.end(Outcome::Resumed);
             }
-            Some(_) if owns => self.journal.end(Outcome::Failed),
+            Some(_) if owns => {
+                self.journal.end(Outcome::Failed);
+                came_to_nothing = true;
+            }
             Some((_, record)) => {
                 if let Some(to) = &mut record.to {
                     to.generation = Some(generation + 1);
@@ -201,11 +206,13 @@ impl Driver {
                     let heir = if heir.generation == last { heir } else { side(last, &Who::default()) };
                     let record = TakeoverRecord::begin(unix_ms(), Some(heir), Some(own));
                     let cause = self.journal.cause.take();
+                    self.journal.failure.clone_from(&cause);
                     self.journal.add(record.end(Outcome::Resumed, 0, cause));
                 }
             }
             None => {}
         }
+        self.log_phase(came_to_nothing);
     }
 
     /// This process leaves without a successor. Whoever takes the service back from it has this record no more; who asks

@@ -16,7 +16,7 @@ use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::status::DrainStatus;
+use crate::status::{DrainStatus, Phase};
 use crate::table::Outcome;
 use crate::{listener, sys};
 
@@ -161,7 +161,8 @@ impl Driver {
         self.start_control();
         self.weigh_passed();
         self.note_cold_start();
-        info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
+        let (path, generation) = (self.settings.path.display(), self.generation());
+        info!("{}: first at {path}, generation {generation}", Phase::Starting);
         self.notices.push_back(Notice::Started);
         Ok(())
     }
@@ -289,13 +290,19 @@ impl Driver {
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
                 self.weigh_passed();
-                info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
+                let (from, entries) = (from.unwrap_or_default(), self.table.len());
+                info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
                 self.notices.push_back(Notice::Started);
             }
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
-                    info!("the predecessor died during the warm-up: owner of generation {}", self.generation());
+                    let generation = self.generation();
+                    info!(
+                        "{}: the predecessor died, owner of generation {generation} before it is ready",
+                        Phase::Starting
+                    );
                 } else {
                     self.serve();
                 }
@@ -424,7 +431,7 @@ impl Driver {
         self.remove_dropped();
         self.manager_hears_serving();
         self.note_later_step("serving");
-        info!("serving: generation {}; {}", self.generation(), self.table.report);
+        info!("{}: generation {}; {}", self.shown(Phase::Serving), self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }
 

@@ -195,6 +195,8 @@ pub(crate) struct Driver {
     /// When the phase of the moment began, for people and for `since`.
     phase: Phase,
     phase_since: u64,
+    /// The phase that the log was last told of.
+    logged: Phase,
     /// Since when this process had served when the takeover of the moment began, and as which generation.
     served: Option<(u64, u64)>,
     takeover_since: Option<Instant>,
@@ -258,6 +260,7 @@ impl Driver {
             journal: Journal::default(),
             phase: Phase::Starting,
             phase_since: unix_ms(),
+            logged: Phase::Starting,
             served: None,
             takeover_since: None,
             told: String::new(),

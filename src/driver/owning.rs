@@ -163,8 +163,6 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                     if self.owns() {
-                        let (why, generation) = (self.last_failure(), self.generation());
-                        warn!("the takeover came to nothing ({why}): serving on as generation {generation}");
                         self.owns_again();
                     }
                     self.prepare();
@@ -272,9 +270,6 @@ impl Driver {
         for part in entries.chunks(PER_FRAME) {
             self.send_part(peer, part, &|part| Entries { entries: part.to_vec() }.into());
         }
-        if takeover {
-            info!("handing over: {} entries offered", entries.len());
-        }
     }
 
     /// The first batch: this process's pidfd, the lease, a lock description made for the successor, the control listener.
@@ -309,11 +304,10 @@ impl Driver {
     fn predecessor_tells(&mut self, notice: predecessor::Notice) {
         let notice = match notice {
             predecessor::Notice::Release => {
-                info!("releasing: the application lets go of its exclusive work");
+                debug!("releasing: the application lets go of its exclusive work");
                 Notice::Release
             }
             predecessor::Notice::Resume => {
-                info!("serving again: generation {}", self.generation());
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
@@ -323,11 +317,9 @@ impl Driver {
             predecessor::Notice::Leave(reason) => {
                 match reason {
                     Reason::Successor => {
-                        info!("draining: a successor owns");
                         self.manager_hears_leaving();
                     }
                     Reason::Stopped => {
-                        info!("stopping");
                         self.note_stop();
                         self.manager_hears_stopping();
                     }
