@@ -20,6 +20,8 @@ pub(super) struct Journal {
     history: History,
     /// When this process began to start.
     started: Begun,
+    /// When that began by which it became the owner.
+    origin: Begun,
     /// The takeover of the moment: by another of this process, or by this process of another.
     current: Option<(Begun, TakeoverRecord)>,
     /// Why it is about to come to nothing: the first thing that went wrong.
@@ -58,6 +60,7 @@ impl Default for Journal {
         Journal {
             history: History::default(),
             started: Begun::now(),
+            origin: Begun::now(),
             current: None,
             cause: None,
             failure: None,
@@ -267,7 +270,8 @@ impl Driver {
         let from = side(Some(generation.saturating_sub(1)), successor.predecessor());
         let to = self.side(Some(generation));
         self.journal.step("owning");
-        if let Some((_, record)) = &mut self.journal.current {
+        if let Some((begun, record)) = &mut self.journal.current {
+            self.journal.origin = *begun;
             (record.from, record.to) = (Some(from), to);
         }
         self.journal.end(Outcome::TakenOver);
@@ -276,6 +280,7 @@ impl Driver {
     /// This process is the first of its family.
     pub(super) fn note_cold_start(&mut self) {
         let started = self.journal.started;
+        self.journal.origin = started;
         let mut record = TakeoverRecord::begin(started.unix_ms, None, self.side(Some(self.generation())));
         record.step("starting", started.ago_ms());
         self.journal.add(record.end(Outcome::ColdStart, started.ago_ms(), None));
@@ -284,11 +289,15 @@ impl Driver {
     /// A step of the change that made this process the owner, which is past its outcome.
     pub(super) fn note_later_step(&mut self, step: &str) {
         let generation = self.generation();
-        let now = unix_ms();
+        let at_ms = self.journal.origin.ago_ms();
         for outcome in [Outcome::TakenOver, Outcome::ColdStart] {
             if let Some(record) = self.journal.history.newest(outcome, generation) {
-                record.step(step, now.saturating_sub(record.began));
-                return self.journal.news = true;
+                // Who has said that he is done says more than his end does.
+                if step != "gone" || record.steps.last().is_none_or(|last| last.step != "drained") {
+                    record.step(step, at_ms);
+                    self.journal.news = true;
+                }
+                return;
             }
         }
     }

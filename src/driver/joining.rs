@@ -189,14 +189,17 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
-            if self.elder.take().is_some() {
+            let drained = self.elder.take().is_some();
+            if drained {
                 self.changed = true;
                 self.remove_dropped();
-                self.note_later_step("gone");
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
                 self.talk(link);
+            }
+            if drained {
+                self.note_later_step("gone");
             }
             // A child of the dead may hold the other end open for ever; nothing more will come.
             if let Some(link) = self.link.take() {
