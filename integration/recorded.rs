@@ -550,7 +550,7 @@ fn fails(offer: &str, rest: Rest, code: &str, told: Option<&str>) {
             rest(&elder, &mut peer);
             peer.last_words()
         });
-        let failure = elder.scene.start().and_then(|starting| claim_all(starting)).expect_err(offer);
+        let failure = elder.scene.start().and_then(claim_all).expect_err(offer);
         (playing.join().unwrap(), failure)
     });
     assert_eq!(failure.code(), code, "{offer}: {failure}");
