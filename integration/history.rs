@@ -162,6 +162,26 @@ fn who_takes_the_service_back_remembers_that() {
     assert_eq!(outcomes(&history(&scene)), ["cold-start", "taken-over", "resumed", "taken-over"]);
 }
 
+/// The end of a predecessor that has drained has nothing to do with what is under way meanwhile.
+#[test]
+fn a_failure_is_not_blamed_on_a_predecessor_that_leaves_meanwhile() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    first.ask(json!({"do": "lease"}));
+    let (_second, _) = scene.serve("2", json!({}));
+    first.event("leave");
+    let mut third = scene.warm("3", json!({}));
+    first.ask(json!({"do": "end-lease"}));
+    assert_eq!(first.exit_code(), Some(0));
+    scene.status_where(|status| status.predecessor.is_none());
+    third.kill();
+    scene.status_where(|status| status.takeover.is_none());
+    let records = history(&scene);
+    assert_eq!(outcomes(&records), ["cold-start", "taken-over", "failed"]);
+    assert_eq!(code(&records[2]), Some("link-lost"));
+    assert_eq!((steps(&records[1]).last(), steps(&records[2]).last()), (Some(&"drained"), Some(&"warming-up")));
+}
+
 /// It has the history with the offer, so nothing of it is lost.
 #[test]
 fn a_predecessor_that_dies_in_the_warm_up_has_handed_its_history_on() {

@@ -238,6 +238,10 @@ impl Driver {
 
     /// An input of the successor's machine, before it acts on it.
     pub(super) fn note_successor_input(&mut self, input: &successor::Input) {
+        if self.predecessor.is_some() {
+            // This process owns: what becomes of its predecessor is no news of the takeover of the moment.
+            return;
+        }
         match input {
             successor::Input::Message(Message::Offer(_)) => self.journal.step("offered"),
             successor::Input::Message(Message::Released(_)) => self.journal.step("released"),
