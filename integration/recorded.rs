@@ -34,6 +34,7 @@ const ROOM: u8 = 5;
 const DESCRIPTORS: u8 = 6;
 const RELEASED: u8 = 10;
 const ABORT: u8 = 15;
+const HISTORY: u8 = 20;
 const STATUS: u8 = 33;
 
 /// The nonce in the recorded hello.
@@ -315,6 +316,7 @@ fn hellos_of_other_versions_are_understood() {
         ("client-hello-unknown-wish", &[refused("unsupported")]),
         ("client-ask-unknown", &[refused("unsupported")]),
         ("client-ask-status", &[(STATUS, "")]),
+        ("client-ask-history", &[(HISTORY, "")]),
     ]);
 }
 
@@ -804,6 +806,8 @@ fn a_predecessor_from_bytes_hands_over() {
     let peer = playing.join().unwrap();
     assert!(serving.is_owner());
     assert_eq!(serving.generation(), GENERATION + 1);
+    // It was told of nothing before its own takeover.
+    assert_eq!(told_history(&elder.scene, &mut serving), ["taken-over"]);
     let written = std::fs::read_to_string(elder.scene.path.with_extension("sock.lock")).unwrap();
     assert_eq!(written, line(GENERATION + 1, 0));
     assert_eq!(
@@ -820,6 +824,58 @@ fn a_predecessor_from_bytes_hands_over() {
     let elder = Arc::into_inner(elder).unwrap();
     drop(elder.alive.1);
     eventually("the end of the predecessor is noticed", || told(&mut serving).is_none());
+}
+
+/// What a new owner remembers, by its outcomes.
+fn told_history(scene: &Scene, serving: &mut heirloom::Serving) -> Vec<String> {
+    let path = scene.path.clone();
+    let asking = thread::spawn(move || Client::connect(path, PATIENCE).unwrap().history().unwrap());
+    eventually("the history is told", || {
+        serving.process().unwrap();
+        asking.is_finished()
+    });
+    asking.join().unwrap().into_iter().map(|record| record.outcome).collect()
+}
+
+/// A newer predecessor tells of things that this version has no word for: they are kept, and told as they are.
+#[test]
+fn a_history_of_another_version_is_carried_on() {
+    let elder = Arc::new(Elder::new());
+    let playing = thread::spawn({
+        let elder = elder.clone();
+        move || {
+            let (mut peer, nonce) = elder.greet();
+            peer.say_with("owner-offer", &elder.numbers(false, nonce));
+            peer.say("owner-history");
+            peer.expect(ROOM);
+            let [pidfd, lease, lock, control] = elder.first_four();
+            peer.give("owner-descriptors-5-later", &[pidfd, lease, lock, control, elder.pipe.0.as_fd()]);
+            std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
+            assert!(self::lock(&elder.own, 0, libc::F_UNLCK));
+            peer.say_with("owner-released-later", &[("<nonce>", nonce)]);
+            peer.expect(11);
+            peer
+        }
+    });
+    let starting = elder.scene.start().unwrap();
+    let mut serving = starting.ready().unwrap();
+    drop(playing.join().unwrap());
+    assert_eq!(told_history(&elder.scene, &mut serving), ["beamed-up", "taken-over"]);
+}
+
+/// An owner of before the history does not know the question.
+#[test]
+fn an_owner_that_keeps_no_history_says_so() {
+    let elder = Elder::new();
+    let failure = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut peer = Peer::new(elder.listener.accept().unwrap().0);
+            assert_eq!(peer.expect(32).field("question"), "history");
+            peer.say("owner-refused-unsupported");
+        });
+        Client::connect(&elder.scene.path, PATIENCE).unwrap().history().unwrap_err()
+    });
+    assert_eq!(failure.code(), "unsupported");
 }
 
 /// A recording that no test plays would prove nothing.

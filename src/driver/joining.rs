@@ -17,7 +17,7 @@ use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::status::DrainStatus;
+use crate::status::{DrainStatus, Phase};
 use crate::table::Outcome;
 use crate::{listener, sys};
 
@@ -139,8 +139,10 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello = Hello { state: self.settings.state.is_some(), ..hello };
+        let hello =
+            Hello { state: self.settings.state.is_some(), history: self.settings.wants == Wants::Takeover, ..hello };
         let deadlines = self.settings.deadlines;
+        self.note_attempt();
         let mut out = Vec::new();
         self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
         self.perform_successor(out)
@@ -157,7 +159,9 @@ impl Driver {
         self.family.founder = true;
         self.start_control();
         self.weigh_passed();
-        info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
+        self.note_cold_start();
+        let (path, generation) = (self.settings.path.display(), self.generation());
+        info!("{}: first at {path}, generation {generation}", Phase::Starting);
         self.notices.push_back(Notice::Started);
         Ok(())
     }
@@ -185,13 +189,17 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
-            if self.elder.take().is_some() {
+            let drained = self.elder.take().is_some();
+            if drained {
                 self.changed = true;
                 self.remove_dropped();
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
                 self.talk(link);
+            }
+            if drained {
+                self.note_later_step("gone");
             }
             // A child of the dead may hold the other end open for ever; nothing more will come.
             if let Some(link) = self.link.take() {
@@ -284,13 +292,19 @@ impl Driver {
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
                 self.weigh_passed();
-                info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
+                let (from, entries) = (from.unwrap_or_default(), self.table.len());
+                info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
                 self.notices.push_back(Notice::Started);
             }
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
-                    info!("the predecessor died during the warm-up: owner of generation {}", self.generation());
+                    let generation = self.generation();
+                    info!(
+                        "{}: the predecessor died, owner of generation {generation} before it is ready",
+                        Phase::Starting
+                    );
                 } else {
                     self.serve();
                 }
@@ -354,6 +368,7 @@ impl Driver {
             self.close_after_writing(link);
             self.flush(link);
         }
+        self.forget_attempt();
         self.successor = None;
         self.family.clear();
         self.table.clear();
@@ -414,7 +429,8 @@ impl Driver {
         self.watch_folder();
         self.remove_dropped();
         self.manager_hears_serving();
-        info!("serving: generation {}; {}", self.generation(), self.table.report);
+        self.note_later_step("serving");
+        info!("{}: generation {}; {}", self.shown(Phase::Serving), self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }
 

@@ -12,7 +12,7 @@ use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Entry;
 use crate::protocol::FAMILY_SLOTS;
@@ -76,6 +76,7 @@ impl Driver {
             // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
             let mut stranger = Connection::new(stream, None);
             let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
+            self.note_refusal(&Who { pid: who.pid.unwrap_or_default(), app_version: String::new() }, &why);
             stranger.send(&Message::Refused(why));
             stranger.flush();
             return None;
@@ -129,12 +130,16 @@ impl Driver {
                         // What it has not been sent yet is not for it any more.
                         connection.discard_unsent();
                     }
+                    if let Message::Released(_) = message {
+                        self.tell_heir_history(peer, true);
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
                 Output::SendManifest(peer) => {
                     // From here on the machine's own deadlines hold.
                     self.poller.disarm(Key::Peer(peer));
+                    self.tell_heir_history(peer, false);
                     self.send_manifest(peer);
                 }
                 Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
@@ -144,6 +149,10 @@ impl Driver {
                         connection.watch |= watch;
                         self.tell(peer);
                     }
+                }
+                Output::TellHistory(peer) => {
+                    let history = self.history();
+                    self.send(peer, &history);
                 }
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
@@ -163,7 +172,6 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                     if self.owns() {
-                        info!("the takeover came to nothing: serving on as generation {}", self.generation());
                         self.owns_again();
                     }
                     self.prepare();
@@ -272,9 +280,6 @@ impl Driver {
             // The other side reads the first of them while the next are put into bytes.
             self.flush(peer);
         }
-        if takeover {
-            info!("handing over: {} entries offered", entries.len());
-        }
     }
 
     /// The first batch: this process's pidfd, the lease, a lock description made for the successor, the control listener.
@@ -310,11 +315,10 @@ impl Driver {
     fn predecessor_tells(&mut self, notice: predecessor::Notice) {
         let notice = match notice {
             predecessor::Notice::Release => {
-                info!("releasing: the application lets go of its exclusive work");
+                debug!("releasing: the application lets go of its exclusive work");
                 Notice::Release
             }
             predecessor::Notice::Resume => {
-                info!("serving again: generation {}", self.generation());
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
@@ -324,11 +328,10 @@ impl Driver {
             predecessor::Notice::Leave(reason) => {
                 match reason {
                     Reason::Successor => {
-                        info!("draining: a successor owns");
                         self.manager_hears_leaving();
                     }
                     Reason::Stopped => {
-                        info!("stopping");
+                        self.note_stop();
                         self.manager_hears_stopping();
                     }
                 }

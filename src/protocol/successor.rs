@@ -239,6 +239,7 @@ impl Successor {
             wants,
             network_namespace,
             state: false,
+            history: false,
         }
     }
 
@@ -273,7 +274,8 @@ impl Successor {
 
     fn message(&mut self, message: Message, out: &mut Vec<Output>) {
         match (&mut self.stage, message) {
-            (_, Message::Unknown(_)) => {}
+            // What the predecessor remembers is for the driver to keep.
+            (_, Message::Unknown(_) | Message::History(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
             (Stage::Listing { offer, entries }, Message::Entries(list)) => {
