@@ -93,6 +93,7 @@ impl Say {
                 network_namespace: None,
                 state: false,
                 probation_ms: None,
+                history: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

@@ -308,6 +308,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::SendDescriptors { peer, .. }
         | Output::Tell { peer, .. }
         | Output::Await(peer)
+        | Output::TellHistory(peer)
         | Output::Close(peer) => Some(*peer),
         _ => None,
     }

@@ -69,6 +69,7 @@ pub(super) enum Asks {
     Rollback,
     Probation(Option<u8>),
     SomethingNew,
+    History,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -148,6 +149,7 @@ impl Says {
                     Asks::Confirm => (Question::Confirm, None),
                     Asks::Rollback => (Question::Rollback, None),
                     Asks::Probation(span) => (Question::Probation, span),
+                    Asks::History => (Question::History, None),
                     Asks::SomethingNew => (Question::Unknown, None),
                 };
                 Ask { probation_ms: probation.map(u64::from), ..Ask::from(question) }.into()
