@@ -25,6 +25,7 @@ mod log;
 mod matrix;
 mod peer;
 mod peers;
+mod probation;
 mod program;
 mod puppet;
 mod recorded;
