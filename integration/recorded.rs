@@ -405,6 +405,21 @@ fn line(generation: u64, nonce: u64) -> String {
     format!("{:79}\n", format!("heirloom 1 generation {generation:020} nonce {nonce:016x}"))
 }
 
+/// Somebody was stopped in the moment in which it held byte 1 exclusively: an offer without that byte would let a third
+/// process in between the unlock and the commit.
+#[test]
+fn an_owner_that_cannot_share_byte_1_offers_nothing() {
+    let scene = Scene::new();
+    let _owner = Owner::serve(scene.start().unwrap());
+    let file = scene.lock_file();
+    assert!(lock(&file, 1, libc::F_WRLCK));
+    let failure = scene.start().map(drop).unwrap_err();
+    assert_eq!(failure.code(), "barred", "{failure}");
+    assert!(failure.hint().unwrap().contains("lock file"), "{failure}");
+    assert!(lock(&file, 1, libc::F_UNLCK));
+    scene.start().unwrap().abort().unwrap();
+}
+
 /// A successor that knows nothing but `wire.md` takes over from this library.
 #[test]
 fn a_successor_from_bytes_becomes_the_owner() {

@@ -118,7 +118,7 @@ impl Driver {
     }
 
     /// The processes that have the lock file open.
-    fn lock_holders(&self) -> Vec<u32> {
+    pub(super) fn lock_holders(&self) -> Vec<u32> {
         lock::open_existing(&lock_path(&self.settings.path)).map(|file| lock::holders(&file)).unwrap_or_default()
     }
 
@@ -225,13 +225,16 @@ impl Driver {
                     let room = room.map_err(|error| self.withdraw_for(error));
                     self.answer(Work::Successor(successor::Input::Reserved(room)));
                 }
-                successor::Output::JoinTakeover => self.join_takeover(),
+                successor::Output::JoinTakeover => {
+                    // Without it the commit still needs byte 0, and compares the file.
+                    self.join_takeover();
+                }
                 successor::Output::LeaveTakeover => {
                     if let Err(error) = self.family.leave_takeover() {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                 }
-                successor::Output::TakeLock { generation, nonce } => self.take_lock(generation, nonce),
+                successor::Output::TakeLock { generation, nonce, bare } => self.take_lock(generation, nonce, bare),
                 // What the file is to say was written with the commit.
                 successor::Output::Record { generation } => self.become_owner(generation),
                 successor::Output::Close => {
@@ -249,10 +252,10 @@ impl Driver {
 
     /// The commit: the lock, and the next generation in the file. Where that cannot be written, a predecessor that is
     /// still there owns on, and this side says why.
-    fn take_lock(&mut self, generation: u64, nonce: u64) {
+    fn take_lock(&mut self, generation: u64, nonce: u64, bare: bool) {
         let linked = self.link.is_some();
-        let taken = self.family.commit(generation, nonce).and_then(|lock| {
-            if lock == Lock::Taken
+        let taken = self.family.commit(generation, nonce, bare).and_then(|lock| {
+            if let Lock::Taken { generation } = lock
                 && let Err(error) = self.family.record(generation + 1, 0)
             {
                 if linked {

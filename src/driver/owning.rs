@@ -158,7 +158,13 @@ impl Driver {
                 Output::JoinTakeover => {
                     self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
-                    self.join_takeover();
+                    if !self.join_takeover() {
+                        // Without it a third process could win between the unlock and the commit.
+                        let holders = self.lock_holders();
+                        let who = if holders.is_empty() { String::new() } else { format!(" (one of {holders:?})") };
+                        let what = format!("a process that is stopped{who} holds the takeover lock");
+                        self.owner(predecessor::Input::Unable(Refusal::new("barred", what)));
+                    }
                     self.manager_hears_offer();
                 }
                 Output::LeaveTakeover => {
@@ -201,12 +207,14 @@ impl Driver {
         }
     }
 
-    pub(super) fn join_takeover(&mut self) {
+    /// Takes byte 1 shared; `false` where that is not to be had.
+    pub(super) fn join_takeover(&mut self) -> bool {
         match self.family.join_takeover() {
-            Ok(true) => {}
+            Ok(true) => return true,
             Ok(false) => warn!("the takeover lock is held exclusively by a process that does not let go"),
             Err(error) => warn!("cannot join the takeover lock: {error}"),
         }
+        false
     }
 
     fn record(&mut self, generation: u64, nonce: u64) {
