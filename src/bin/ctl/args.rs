@@ -226,10 +226,11 @@ pub(crate) struct UpgradeArgs {
 
 /// Wait until the service is where it should be: for scripts and container hooks
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false)]
+#[group(id = "what", required = true, multiple = false, args = ["generation", "drained", "ready"])]
 #[command(after_long_help = "\
 Examples:
   ctl wait --ready --timeout 30s      after the start of the first version, or as a readiness probe
+  ctl wait --ready --here --timeout 1s  as the health check of one container beside another
   ctl wait --generation 7             until a takeover has happened
   ctl wait --drained                  until the old version has finished and gone
 
@@ -246,6 +247,13 @@ pub(crate) struct WaitArgs {
     /// Until an owner serves; it need not listen yet
     #[arg(long)]
     pub(crate) ready: bool,
+
+    /// And the owner is a process that this pid namespace has: in a container, that it is this one that serves
+    ///
+    /// Beside another container with the same control socket, what is asked is whether the new one serves by now. Where
+    /// containers share a pid namespace nothing can be told apart by it.
+    #[arg(long, requires = "what")]
+    pub(crate) here: bool,
 }
 
 const AFTER_HELP: &str = "\
