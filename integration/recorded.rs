@@ -548,13 +548,19 @@ fn fails(offer: &str, rest: Rest, code: &str, told: Option<&str>) {
             rest(&elder, &mut peer);
             peer.last_words()
         });
-        let failure = elder.scene.start().map(drop).expect_err(offer);
+        let failure = elder.scene.start().and_then(|starting| claim_all(starting)).expect_err(offer);
         (playing.join().unwrap(), failure)
     });
     assert_eq!(failure.code(), code, "{offer}: {failure}");
     let abort = words.iter().find(|frame| frame.kind == ABORT).map(Frame::code);
     assert_eq!(abort.as_deref(), told, "{offer}: {words:?}");
     elder.assert_nothing_was_kept();
+}
+
+/// Asks for everything that came: what it really is shows by that.
+fn claim_all(mut starting: Starting) -> heirloom::Result<()> {
+    let names: Vec<String> = starting.entries().map(|entry| entry.name.clone()).collect();
+    names.iter().try_for_each(|name| starting.inherited(name).map(drop))
 }
 
 /// Says nothing more.

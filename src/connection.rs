@@ -9,7 +9,8 @@ use std::time::Instant;
 use crate::fdpass::{self, Receiver};
 use crate::protocol::message::Message;
 use crate::shared::SharedFd;
-use crate::wire::{Assembler, Frame, Header};
+use crate::sys;
+use crate::wire::{Assembler, Frame, Header, MAX_BODY};
 
 /// Where the sequence number is in a header.
 const SEQUENCE: std::ops::Range<usize> = 12..16;
@@ -145,16 +146,25 @@ impl Connection {
 
     /// Queues a message.
     pub(crate) fn send(&mut self, message: &Message) {
-        let body = message.body();
-        let header = self.header(message.kind(), 0, body.len());
-        let mut bytes = Vec::with_capacity(header.len() + body.len());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&body);
+        self.send_body(message.kind(), &message.body());
+    }
+
+    /// Queues a message that is bytes already.
+    pub(crate) fn send_body(&mut self, kind: u8, body: &[u8]) {
+        let header = self.header(kind, 0, body.len());
+        let length = header.len() + body.len();
         // Small messages that follow each other leave in one system call.
-        match self.outgoing.back_mut() {
-            Some(last) if last.descriptors.is_empty() => last.bytes.extend_from_slice(&bytes),
-            _ => self.outgoing.push_back(Chunk { bytes, written: 0, descriptors: Vec::new() }),
-        }
+        let chunk = match self.outgoing.back_mut() {
+            Some(last) if last.descriptors.is_empty() && last.bytes.len() + length <= MAX_BODY => last,
+            _ => {
+                let bytes = Vec::with_capacity(length);
+                self.outgoing.push_back(Chunk { bytes, written: 0, descriptors: Vec::new() });
+                let Some(last) = self.outgoing.back_mut() else { return };
+                last
+            }
+        };
+        chunk.bytes.extend_from_slice(&header);
+        chunk.bytes.extend_from_slice(body);
     }
 
     /// Queues a header with descriptors, at most 253.
@@ -173,6 +183,15 @@ impl Connection {
 
     /// Writes as much as the socket takes.
     pub(crate) fn flush(&mut self) -> Flush {
+        let written = if self.outgoing.iter().any(|chunk| !chunk.descriptors.is_empty()) {
+            sys::without_sigpipe(|| self.write())
+        } else {
+            self.write()
+        };
+        written.unwrap_or(Flush::Broken)
+    }
+
+    fn write(&mut self) -> io::Result<Flush> {
         while let Some(chunk) = self.outgoing.front_mut() {
             let sent = if chunk.descriptors.is_empty() {
                 fdpass::send_bytes(&self.stream, &chunk.bytes[chunk.written..])
@@ -182,19 +201,19 @@ impl Connection {
             };
             match sent {
                 Ok(count) => chunk.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flush::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flush::Blocked),
                 Err(error) if is_shortage(&error) => {
                     self.crowded.get_or_insert_with(Instant::now);
-                    return Flush::Crowded;
+                    return Ok(Flush::Crowded);
                 }
-                Err(_) => return Flush::Broken,
+                Err(error) => return Err(error),
             }
             self.crowded = None;
             if chunk.written == chunk.bytes.len() {
                 self.outgoing.pop_front();
             }
         }
-        Flush::Empty
+        Ok(Flush::Empty)
     }
 
     /// Forgets what was queued and of which no byte is written yet.
@@ -269,6 +288,16 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         (Connection::new(ours, None), theirs)
+    }
+
+    /// With the default disposition of SIGPIPE a client that hangs up would end the process: sendfd has no flag for that.
+    #[test]
+    fn descriptors_for_a_reader_that_is_gone_raise_no_signal() {
+        let (mut connection, client) = pair();
+        drop(client);
+        let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
+        connection.send_descriptors(vec![file]);
+        assert!(!sys::raises_sigpipe(|| assert_eq!(connection.flush(), Flush::Broken)));
     }
 
     /// As many as a message carries, with the first byte of a header, from every client there may be: they were kept

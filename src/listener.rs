@@ -1,5 +1,6 @@
 //! Sockets of the application: made without listening, described for the manifest, and checked on arrival.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -255,7 +256,7 @@ pub(crate) fn describe(asked: &Asked<'_>, fd: BorrowedFd<'_>) -> io::Result<Entr
         path: asked.path.map(|path| path.as_os_str().as_bytes().to_vec()),
         path_inode: asked.path.and_then(path_inode),
         backlog: asked.backlog,
-        file,
+        file: socket.is_none().then_some(file),
         socket,
     })
 }
@@ -268,42 +269,73 @@ pub(crate) fn refresh(entry: &mut Entry, fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Holds a received descriptor against its entry in the manifest. Every check is reported, also those that hold.
+/// Which checks of a descriptor are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// Each one, for somebody who looks.
+    All,
+    /// Those that fail: nothing is put into words for the others.
+    Failed,
+}
+
+/// Holds a received descriptor against its entry in the manifest.
 ///
 /// `namespace` is this process's own; `None` skips that check, as do kernels that cannot tell.
-pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>) -> io::Result<Vec<Check>> {
+pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>, tell: Tell) -> io::Result<Vec<Check>> {
     let mut checks = Vec::new();
-    let mut check = |check: &'static str, expected: String, found: String| {
-        checks.push(Check { check, ok: expected == found, expected, found });
+    let mut check = |check: &'static str, ok: bool, words: &dyn Fn() -> (String, String)| {
+        if !ok || tell == Tell::All {
+            let (expected, found) = words();
+            checks.push(Check { check, ok, expected, found });
+        }
     };
-    let file = file_identity(fd)?;
-    check("file-type", file_type(entry.file.kind), file_type(file.kind));
     let Some(expected) = &entry.socket else {
-        check("file", format!("{}:{}", entry.file.device, entry.file.inode), format!("{}:{}", file.device, file.inode));
+        let file = file_identity(fd)?;
+        let expected = entry.file.unwrap_or_default();
+        check("file-type", expected.kind == file.kind, &|| (file_type(expected.kind), file_type(file.kind)));
+        let same = (expected.device, expected.inode) == (file.device, file.inode);
+        let identity = |file: FileIdentity| format!("{}:{}", file.device, file.inode);
+        check("file", same, &|| (identity(expected), identity(file)));
         if let Some((domain, kind)) = shape(&entry.kind) {
-            check("kind", format!("{domain} {kind}"), file_type(file.kind));
+            check("kind", false, &|| (format!("{domain} {kind}"), file_type(file.kind)));
         }
         return Ok(checks);
     };
-    if !is_socket(file) {
-        return Ok(checks);
-    }
-    let found = socket_identity(fd)?;
+    let expected_type = entry.file.map_or(libc::S_IFSOCK, |file| file.kind);
+    let found = match socket_identity(fd) {
+        Ok(found) => found,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
+            let file = file_identity(fd)?;
+            check("file-type", false, &|| (file_type(expected_type), file_type(file.kind)));
+            return Ok(checks);
+        }
+        Err(error) => return Err(error),
+    };
+    check("file-type", expected_type == libc::S_IFSOCK, &|| (file_type(expected_type), "socket".to_owned()));
     if let Some((domain, kind)) = shape(&entry.kind) {
-        check("kind", format!("{domain} {kind}"), format!("{} {}", family(found.domain), socket_type(found.kind)));
+        let same = is_of(domain, found.domain) && kind == socket_type(found.kind);
+        let found_domain = || if is_of(domain, found.domain) { domain.into() } else { family(found.domain) };
+        check("kind", same, &|| {
+            (format!("{domain} {kind}"), format!("{} {}", found_domain(), socket_type(found.kind)))
+        });
     }
-    check("cookie", format!("{:x}", expected.cookie), format!("{:x}", found.cookie));
-    check("family", family(expected.domain), family(found.domain));
-    check("type", socket_type(expected.kind), socket_type(found.kind));
-    check("listening", expected.listening.to_string(), found.listening.to_string());
-    check("address", expected.local.clone(), found.local.clone());
+    let same = expected.cookie == found.cookie;
+    check("cookie", same, &|| (format!("{:x}", expected.cookie), format!("{:x}", found.cookie)));
+    let words = |expected: Cow<'_, str>, found: Cow<'_, str>| (expected.into_owned(), found.into_owned());
+    check("family", expected.domain == found.domain, &|| words(family(expected.domain), family(found.domain)));
+    check("type", expected.kind == found.kind, &|| words(socket_type(expected.kind), socket_type(found.kind)));
+    // An application may have done anything with a socket of its own since it was described.
     if entry.kind != Kind::Raw {
+        let same = expected.listening == found.listening;
+        check("listening", same, &|| (expected.listening.to_string(), found.listening.to_string()));
+        check("address", expected.local == found.local, &|| (expected.local.clone(), found.local.clone()));
         let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
-        check("non-blocking", "true".to_owned(), flags.contains(OFlag::O_NONBLOCK).to_string());
+        let set = flags.contains(OFlag::O_NONBLOCK);
+        check("non-blocking", set, &|| ("true".to_owned(), set.to_string()));
     }
     let inet = found.domain == libc::AF_INET || found.domain == libc::AF_INET6;
     if let (true, Some(ours), Some(theirs)) = (inet, namespace, found.network_namespace) {
-        check("network-namespace", ours.to_string(), theirs.to_string());
+        check("network-namespace", ours == theirs, &|| (ours.to_string(), theirs.to_string()));
     }
     Ok(checks)
 }
@@ -311,15 +343,17 @@ pub(crate) fn examine(entry: &Entry, fd: BorrowedFd<'_>, namespace: Option<u64>)
 /// What a descriptor should be by its kind and is not, `(expected, found)`; `None` where it is.
 pub(crate) fn differs(kind: &Kind, fd: BorrowedFd<'_>) -> io::Result<Option<(String, String)>> {
     let Some((domain, socket_kind)) = shape(kind) else { return Ok(None) };
-    let expected = format!("{domain} {socket_kind}");
     let file = file_identity(fd)?;
     let found = if is_socket(file) {
         let facts = sys::socket_facts(fd)?;
+        if is_of(domain, facts.domain) && socket_kind == socket_type(facts.kind) {
+            return Ok(None);
+        }
         format!("{} {}", family(facts.domain), socket_type(facts.kind))
     } else {
         file_type(file.kind)
     };
-    Ok((expected != found).then_some((expected, found)))
+    Ok(Some((format!("{domain} {socket_kind}"), found)))
 }
 
 /// The path that a Unix socket is bound to, where it is one that leads there from everywhere.
@@ -340,20 +374,30 @@ fn shape(kind: &Kind) -> Option<(&'static str, &'static str)> {
     }
 }
 
-fn family(domain: i32) -> String {
+/// Whether a socket's domain is the family that a kind stands for.
+fn is_of(family: &str, domain: i32) -> bool {
     match domain {
-        libc::AF_INET | libc::AF_INET6 => "inet".to_owned(),
-        libc::AF_UNIX => "unix".to_owned(),
-        other => other.to_string(),
+        libc::AF_INET | libc::AF_INET6 => family == "inet",
+        libc::AF_UNIX => family == "unix",
+        _ => false,
     }
 }
 
-fn socket_type(kind: i32) -> String {
+fn family(domain: i32) -> Cow<'static, str> {
+    match domain {
+        libc::AF_INET => "inet".into(),
+        libc::AF_INET6 => "inet6".into(),
+        libc::AF_UNIX => "unix".into(),
+        other => other.to_string().into(),
+    }
+}
+
+fn socket_type(kind: i32) -> Cow<'static, str> {
     match kind {
-        libc::SOCK_STREAM => "stream".to_owned(),
-        libc::SOCK_DGRAM => "datagram".to_owned(),
-        libc::SOCK_SEQPACKET => "seqpacket".to_owned(),
-        other => other.to_string(),
+        libc::SOCK_STREAM => "stream".into(),
+        libc::SOCK_DGRAM => "datagram".into(),
+        libc::SOCK_SEQPACKET => "seqpacket".into(),
+        other => other.to_string().into(),
     }
 }
 
@@ -406,7 +450,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let entry = describe(&asked("web", Kind::TcpListener), listener.as_fd()).unwrap();
-        let checks = examine(&entry, listener.as_fd(), crate::namespace::own_network_namespace()).unwrap();
+        let checks = examine(&entry, listener.as_fd(), crate::namespace::own_network_namespace(), Tell::All).unwrap();
         assert!(checks.iter().all(|check| check.ok), "{checks:?}");
         assert!(checks.len() >= 7, "{checks:?}");
     }
@@ -416,8 +460,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let entry = describe(&asked("web", Kind::TcpListener), listener.as_fd()).unwrap();
         let failed = |entry: &Entry, fd: BorrowedFd<'_>, namespace| -> Vec<&'static str> {
-            let checks = examine(entry, fd, namespace).unwrap();
-            checks.iter().filter(|check| !check.ok).map(|check| check.check).collect()
+            let failed = examine(entry, fd, namespace, Tell::Failed).unwrap();
+            assert!(failed.iter().all(|check| !check.ok && check.expected != check.found), "{failed:?}");
+            let mut all = examine(entry, fd, namespace, Tell::All).unwrap();
+            all.retain(|check| !check.ok);
+            assert_eq!(all, failed);
+            failed.iter().map(|check| check.check).collect()
         };
         assert_eq!(failed(&entry, listener.as_fd(), None), ["non-blocking"]);
         listener.set_nonblocking(true).unwrap();

@@ -94,10 +94,10 @@ pub struct SocketIdentity {
     /// `SO_ACCEPTCONN`: whether it listens.
     pub listening: bool,
     /// `getsockname(2)`, as text; empty for an unbound socket.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub local: String,
     /// `SO_NETNS_COOKIE`, where the kernel has it (Linux 5.14).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_namespace: Option<u64>,
 }
 
@@ -122,24 +122,25 @@ pub struct Entry {
     /// What it is.
     pub kind: Kind,
     /// Where it listens or is bound, for people; empty for a raw descriptor.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
     /// What the application asked for: `127.0.0.1:0` stays the same name after the kernel chose a port.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub requested: String,
     /// The path of a Unix socket, as bytes: it need not be UTF-8.
-    #[serde(default, with = "serde_bytes")]
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
     pub path: Option<Vec<u8>>,
     /// Device and inode of that path right after `bind(2)`: only that file may ever be unlinked.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_inode: Option<(u64, u64)>,
     /// The backlog that it was told to listen with. `getsockopt` cannot tell it, so it travels.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backlog: Option<u32>,
-    /// What the kernel says of the file.
-    pub file: FileIdentity,
+    /// What the kernel says of the file. Of a socket the other field says more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileIdentity>,
     /// What the kernel says of the socket, where it is one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketIdentity>,
 }
 

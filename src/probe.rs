@@ -246,7 +246,8 @@ impl Peer {
     /// # Errors
     /// As for [`send`](Peer::send).
     pub fn send_descriptors(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        fdpass::send_descriptors(self.connection.stream(), bytes, descriptors).map_err(unsent)
+        let send = || fdpass::send_descriptors(self.connection.stream(), bytes, descriptors);
+        sys::without_sigpipe(send).map_err(unsent)
     }
 
     /// What the owner has said, without waiting; `None` where nothing more is here.

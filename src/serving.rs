@@ -118,7 +118,7 @@ impl Serving {
 
     /// Every entry that the next successor is offered, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.driver.table.iter().map(|held| &held.entry)
+        self.driver.table.iter().map(|held| &*held.entry)
     }
 
     /// Adds an entry while this process serves: bound and listening at once, and part of the next takeover.

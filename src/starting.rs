@@ -67,10 +67,11 @@ impl Starting {
 
     /// Every entry that was inherited, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.driver.table.iter().map(|held| &held.entry)
+        self.driver.table.iter().map(|held| &*held.entry)
     }
 
-    /// What the checks of a received descriptor came to, by the name of its entry.
+    /// What the checks of a received descriptor came to, by the name of its entry, where this is a rehearsal. In a
+    /// takeover each one is checked when it is claimed, and one that fails is the error of that claim.
     #[must_use]
     pub fn checks(&self, name: &str) -> &[Check] {
         self.driver.checks.get(name).map_or(&[], Vec::as_slice)

@@ -127,12 +127,11 @@ pub(crate) fn network_namespace_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     option(fd, SO_NETNS_COOKIE)
 }
 
-/// `SO_DOMAIN`, `SO_TYPE`, `SO_PROTOCOL` and `SO_ACCEPTCONN` in one look.
+/// `SO_DOMAIN`, `SO_TYPE` and `SO_ACCEPTCONN` in one look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFacts {
     pub(crate) domain: i32,
     pub(crate) kind: i32,
-    pub(crate) protocol: i32,
     pub(crate) listening: bool,
 }
 
@@ -141,7 +140,6 @@ pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> io::Result<SocketFacts> {
     Ok(SocketFacts {
         domain: option(fd, libc::SO_DOMAIN)?,
         kind: option(fd, libc::SO_TYPE)?,
-        protocol: option(fd, libc::SO_PROTOCOL)?,
         listening: option::<libc::c_int>(fd, libc::SO_ACCEPTCONN)? != 0,
     })
 }

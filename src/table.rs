@@ -143,7 +143,7 @@ impl AsFd for Descriptor {
 /// One entry of this process.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
-    pub(crate) entry: Entry,
+    pub(crate) entry: Arc<Entry>,
     pub(crate) fd: Descriptor,
     /// Its internet address, where it has one: what other names are compared with.
     pub(crate) inet: Option<SocketAddr>,
@@ -151,14 +151,24 @@ pub(crate) struct Held {
     pub(crate) claimed: bool,
     /// Bound by this process and not yet listening.
     pub(crate) silent: bool,
+    /// Held against the kernel since it arrived; what this process made needs none of that.
+    pub(crate) checked: bool,
+    /// It came in blocking mode.
+    pub(crate) blocking: bool,
 }
 
 impl Held {
-    pub(crate) fn new(entry: Entry, fd: Descriptor) -> Held {
+    pub(crate) fn new(entry: impl Into<Arc<Entry>>, fd: Descriptor) -> Held {
+        let entry = entry.into();
         let inet = entry.socket.as_ref().and_then(|socket| socket.local.parse().ok());
         let claimed = matches!(fd, Descriptor::Claimed(_));
         let silent = entry.kind.listens() && !entry.socket.as_ref().is_some_and(|socket| socket.listening);
-        Held { entry, fd, inet, claimed, silent }
+        Held { entry, fd, inet, claimed, silent, checked: true, blocking: false }
+    }
+
+    /// As it came, and nobody has looked at it.
+    pub(crate) fn received(entry: Arc<Entry>, fd: Descriptor) -> Held {
+        Held { checked: false, ..Held::new(entry, fd) }
     }
 
     /// Its path, and the inode that was bound there.
@@ -185,6 +195,13 @@ impl Table {
         self.held.get(name)
     }
 
+    /// Takes note that an entry is what the manifest says.
+    pub(crate) fn checked(&mut self, name: &str, blocking: bool) {
+        if let Some(held) = self.held.get_mut(name) {
+            (held.checked, held.blocking) = (true, blocking);
+        }
+    }
+
     /// Gives an inherited descriptor to the application, with the type that it wants and without a second descriptor.
     ///
     /// # Errors
@@ -193,7 +210,7 @@ impl Table {
     where
         T: From<OwnedFd> + AsFd + Send + Sync + 'static,
     {
-        let Some(mut held) = self.held.remove(name) else { return Ok(None) };
+        let Some((name, mut held)) = self.held.remove_entry(name) else { return Ok(None) };
         let owned = match held.fd {
             Descriptor::Plain(fd) => Arc::try_unwrap(fd).map_err(Descriptor::Plain),
             claimed => Err(claimed),
@@ -204,7 +221,7 @@ impl Table {
                 Ok(owned) => owned,
                 Err(error) => {
                     held.fd = shared;
-                    self.insert(held);
+                    self.held.insert(name, held);
                     return Err(error);
                 }
             },
@@ -212,8 +229,8 @@ impl Table {
         let typed = Arc::new(T::from(owned));
         held.fd = Descriptor::Claimed(typed.clone().into());
         held.claimed = true;
-        self.insert(held);
-        self.report.entries.insert(name.to_owned(), Outcome::Adopted);
+        self.report.entries.insert(name.clone(), Outcome::Adopted);
+        self.held.insert(name, held);
         Ok(Some(typed))
     }
 

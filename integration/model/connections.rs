@@ -1,10 +1,12 @@
 //! The connections of a process: what it reads from them, what it writes to them, and how they end.
 
+use std::sync::Arc;
+
 use super::kernel::{LinkId, Packet, Pid};
 use super::mutations::Mutation;
 use super::process::{Key, Op, Work};
 use super::world::{Rules, World};
-use crate::manifest::{Entry, FileIdentity, Kind};
+use crate::manifest::{Entry, Kind};
 use crate::protocol::message::{Entries, Message, Wants};
 use crate::protocol::{predecessor, starter, successor};
 
@@ -64,7 +66,9 @@ impl World {
                 }
                 successor::Input::Arrived(u32::from(count))
             }
-            Packet::Entries(count) => successor::Input::Message(Entries { entries: entries(count) }.into()),
+            Packet::Entries(count) => successor::Input::Message(
+                Entries { entries: entries(count).into_iter().map(Arc::new).collect() }.into(),
+            ),
             Packet::Message(Message::Draining(_) | Message::Bye(_)) => return,
             Packet::Message(message) => {
                 if let Message::State(_) = message
@@ -174,7 +178,7 @@ fn entries(count: u32) -> Vec<Entry> {
         path: None,
         path_inode: None,
         backlog: None,
-        file: FileIdentity::default(),
+        file: None,
         socket: None,
     };
     (0..count).map(entry).collect()

@@ -1,6 +1,7 @@
 //! The entries of this process as they change: claimed at the start, added and removed while it serves.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use log::info;
 
@@ -48,7 +49,8 @@ impl Driver {
         self.enter()?;
         let name = held.entry.name.clone();
         if self.is_serving() {
-            let ready = if held.silent { listener::listen_on(&mut held.entry, held.fd.as_fd()) } else { Ok(()) };
+            let ready =
+                if held.silent { listener::listen_on(Arc::make_mut(&mut held.entry), held.fd.as_fd()) } else { Ok(()) };
             if let Err(error) = ready {
                 if let Some((path, inode)) = held.path() {
                     listener::remove(&path, inode);

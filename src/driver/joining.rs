@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use log::{info, warn};
 use mio::Interest;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
-use crate::error::{Error, Refusal, Result};
+use crate::error::{Error, Result};
 use crate::lock::{self, LockDescription, lock_path};
 use crate::protocol::Timer;
 use crate::protocol::message::{Hello, Wants};
@@ -130,8 +131,6 @@ impl Driver {
             connection.takes_descriptors = true;
         }
         self.manifest.clear();
-        self.announced.clear();
-        self.arrived = 0;
         let nonce = loop {
             let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
             // 0 in the lock file means that nobody is at it.
@@ -174,6 +173,7 @@ impl Driver {
             self.family.backlog,
         );
         predecessor.set_path_inode(self.family.inode);
+        predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
         self.predecessor = Some(predecessor);
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
@@ -210,15 +210,11 @@ impl Driver {
                     }
                 }
                 successor::Output::Keep(entries) => {
-                    let twice = entries.iter().any(|entry| !self.announced.insert(entry.name.clone()));
                     self.manifest.extend(entries);
-                    if twice {
-                        let why = Refusal::new("protocol", "the manifest has a name twice");
-                        self.work.push_back(Work::Successor(successor::Input::Lied(why)));
-                    }
                 }
                 successor::Output::Reserve(count) => {
-                    let room = self.reserve(count).map_err(|error| self.withdraw_for(error));
+                    let room = self.check_names().and_then(|()| self.reserve(count));
+                    let room = room.map_err(|error| self.withdraw_for(error));
                     self.answer(Work::Successor(successor::Input::Reserved(room)));
                 }
                 successor::Output::JoinTakeover => self.join_takeover(),
@@ -306,10 +302,8 @@ impl Driver {
             return;
         }
         for entry in &self.manifest {
-            if self.table.get(&entry.name).is_none() {
-                let why = "the predecessor died before it was sent".to_owned();
-                self.table.report.entries.insert(entry.name.clone(), Outcome::Missing { why });
-            }
+            let why = "the predecessor died before it was sent".to_owned();
+            self.table.report.entries.insert(entry.name.clone(), Outcome::Missing { why });
         }
     }
 
@@ -361,7 +355,6 @@ impl Driver {
         self.family.clear();
         self.table.clear();
         self.manifest.clear();
-        self.announced.clear();
         self.checks.clear();
         self.arriving = None;
     }
@@ -425,11 +418,10 @@ impl Driver {
     /// Sets what came in blocking mode to non-blocking: at the commit and not before, since the mode is shared with the
     /// predecessor, and never back.
     fn set_nonblocking(&mut self) {
-        for (name, checks) in std::mem::take(&mut self.checks) {
-            let blocking = checks.iter().any(|check| check.check == "non-blocking" && !check.ok);
-            let Some(held) = self.table.get(&name).filter(|_| blocking) else { continue };
+        for held in self.table.iter_mut().filter(|held| held.blocking) {
+            held.blocking = false;
             if let Err(error) = listener::set_nonblocking(held.fd.as_fd()) {
-                log::error!("cannot make {name:?} non-blocking: {error}");
+                log::error!("cannot make {:?} non-blocking: {error}", held.entry.name);
             }
         }
     }
@@ -446,7 +438,7 @@ impl Driver {
             if !held.silent && !unix {
                 continue;
             }
-            match listener::listen_on(&mut held.entry, held.fd.as_fd()) {
+            match listener::listen_on(Arc::make_mut(&mut held.entry), held.fd.as_fd()) {
                 Ok(()) => held.silent = false,
                 Err(error) => {
                     log::error!("cannot listen on {:?}: {error}", held.entry.name);
@@ -528,4 +520,11 @@ fn jitter(pause: Duration) -> Duration {
     let spread = pause.as_micros() as u64 * JITTER / 100;
     let random = sys::random().unwrap_or(0) % spread.max(1);
     pause - Duration::from_micros(spread / 2) + Duration::from_micros(random)
+}
+
+/// How many descriptors may be under way to a successor at once. The kernel holds those of one user against the sender's
+/// soft limit (unix(7)); half of it is left to the others.
+fn window() -> u32 {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    u32::try_from(soft / 2).unwrap_or(u32::MAX)
 }

@@ -21,7 +21,7 @@ mod state;
 mod supervised;
 mod telling;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -157,12 +157,8 @@ pub(crate) struct Driver {
     namespace: Option<u64>,
     family: Family,
     pub(crate) table: Table,
-    /// Entries that a predecessor announced, in the order of their descriptors.
-    manifest: Vec<Entry>,
-    /// Their names, each of which may come once.
-    announced: HashSet<String>,
-    /// How many descriptors have come.
-    arrived: usize,
+    /// Entries that a predecessor announced and whose descriptors are still to come, in their order.
+    manifest: VecDeque<Arc<Entry>>,
     /// What the checks of each received descriptor came to.
     pub(crate) checks: BTreeMap<String, Vec<Check>>,
     connections: BTreeMap<Peer, Connection>,
@@ -228,11 +224,9 @@ impl Driver {
             namespace: own_network_namespace(),
             family: Family::default(),
             table: Table::default(),
-            manifest: Vec::new(),
-            announced: HashSet::new(),
+            manifest: VecDeque::new(),
             dropped: Vec::new(),
             finished: None,
-            arrived: 0,
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_peer: 0,

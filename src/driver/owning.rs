@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
@@ -13,9 +14,9 @@ use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
 use crate::error::{Error, Refusal};
 use crate::lock::lock_path;
-use crate::manifest::Kind;
+use crate::manifest::Entry;
 use crate::protocol::FAMILY_SLOTS;
-use crate::protocol::message::{Entries, Message};
+use crate::protocol::message::{Entries, MAX_PER_FRAME, Message};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::Phase;
@@ -27,8 +28,10 @@ const MAX_CLIENTS: usize = 64;
 /// How many connections are taken before the others, and the application, have their turn. Few beside those that may be
 /// at once, so that each is there for some turns whatever comes after it.
 const ACCEPTS_IN_A_TURN: usize = 16;
-/// How many entries or listeners go into one frame, where they fit.
+/// How many listeners go into one frame, where they fit.
 pub(super) const PER_FRAME: usize = 200;
+/// What an entry has in bytes beside its texts, at most: the names of its fields, and its numbers.
+const ENTRY_FRAME: usize = 256;
 
 impl Driver {
     /// Takes the connections that wait on the control socket, and hears what each has said already.
@@ -250,17 +253,16 @@ impl Driver {
                 }
             }
         }
-        for held in self.table.iter_mut().filter(|held| held.entry.kind == Kind::Raw) {
-            // The state of an application's own socket may have changed since it was described.
-            if let Err(error) = listener::refresh(&mut held.entry, held.fd.as_fd()) {
-                warn!("cannot describe {:?} again: {error}", held.entry.name);
-            }
-        }
         descriptors.extend(self.table.iter().map(|held| held.fd.share()));
         self.offered.insert(peer, descriptors);
         let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
-        for part in entries.chunks(PER_FRAME) {
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(fitting(rest));
+            rest = after;
             self.send_part(peer, part, &|part| Entries { entries: part.to_vec() }.into());
+            // The other side reads the first of them while the next are put into bytes.
+            self.flush(peer);
         }
         if takeover {
             info!("handing over: {} entries offered", entries.len());
@@ -277,12 +279,13 @@ impl Driver {
     /// Sends a list in one frame, or in two halves where it is too long for one.
     pub(super) fn send_part<T>(&mut self, peer: Peer, part: &[T], message: &dyn Fn(&[T]) -> Message) {
         let whole = message(part);
-        if part.len() > 1 && whole.body().len() > MAX_BODY {
+        let body = whole.body();
+        if part.len() > 1 && body.len() > MAX_BODY {
             let (front, back) = part.split_at(part.len() / 2);
             self.send_part(peer, front, message);
             self.send_part(peer, back, message);
         } else {
-            self.send(peer, &whole);
+            self.send_body(peer, whole.kind(), whole.word(), &body);
         }
     }
 
@@ -479,4 +482,16 @@ impl Drop for Driver {
             listener::remove(&self.settings.path, inode);
         }
     }
+}
+
+/// How many of the first entries fit one frame, at least one: by their texts, without putting them into bytes.
+fn fitting(entries: &[Arc<Entry>]) -> usize {
+    let mut bytes = 0;
+    let fits = entries.iter().take(MAX_PER_FRAME).take_while(|entry| {
+        let local = entry.socket.as_ref().map_or(0, |socket| socket.local.len());
+        let path = entry.path.as_ref().map_or(0, Vec::len);
+        bytes += ENTRY_FRAME + entry.name.len() + entry.address.len() + entry.requested.len() + local + path;
+        bytes <= MAX_BODY
+    });
+    fits.count().max(1)
 }

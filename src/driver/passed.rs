@@ -15,7 +15,7 @@ impl Driver {
     /// Everything that a predecessor has is here. What systemd has passed of the same sockets is closed again.
     pub(super) fn weigh_passed(&mut self) {
         self.meet_predecessor();
-        let held: Vec<Entry> = self.table.iter().map(|held| held.entry.clone()).collect();
+        let held: Vec<Arc<Entry>> = self.table.iter().map(|held| held.entry.clone()).collect();
         self.supervisor.passed.retain(|passed| {
             let same = raw(passed).is_ok_and(|found| held.iter().any(|entry| is_same(entry, &found)));
             if same {

@@ -130,11 +130,16 @@ impl Driver {
 
     /// Queues a message, if that connection is still there.
     pub(super) fn send(&mut self, peer: Peer, message: &Message) {
+        self.send_body(peer, message.kind(), message.word(), &message.body());
+    }
+
+    /// Queues a message that is bytes already.
+    pub(super) fn send_body(&mut self, peer: Peer, kind: u8, word: &str, body: &[u8]) {
         if let Some(connection) = self.connections.get_mut(&peer)
             && !connection.closing
         {
-            debug!("{} to peer {peer}", message.word());
-            connection.send(message);
+            debug!("{word} to peer {peer}");
+            connection.send_body(kind, body);
         }
     }
 

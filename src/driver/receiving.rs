@@ -12,14 +12,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{Driver, ELDER, Work};
 use crate::control;
 use crate::error::{Error, Refusal, Result};
+use crate::listener::{self, Tell};
 use crate::lock::{self, lock_path};
-use crate::manifest::{Check, Entry};
-use crate::protocol::FAMILY_SLOTS;
+use crate::manifest::Check;
 use crate::protocol::message::{Message, Wants};
 use crate::protocol::predecessor;
 use crate::protocol::successor;
+use crate::sys;
 use crate::table::{Descriptor, Held};
-use crate::{listener, sys};
 
 /// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
 const HEADROOM: u64 = 32;
@@ -73,8 +73,7 @@ impl Driver {
     /// Checks descriptors against the manifest and keeps them.
     fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let mut descriptors = descriptors.into_iter();
-        let family = if self.settings.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS as usize };
-        if self.arrived == 0 && family > 0 {
+        if self.settings.wants == Wants::Takeover && self.family.lock.is_none() {
             let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
                 (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
             else {
@@ -90,20 +89,20 @@ impl Driver {
             self.elder_pidfd = Some(pidfd);
             self.family.receive(lease, lock, control);
             self.check_family()?;
-            self.arrived = family;
         }
         for descriptor in descriptors {
-            let Some(entry) = self.manifest.get(self.arrived - family) else {
+            let Some(entry) = self.manifest.pop_front() else {
                 return Err(Error::Misbehaved("more descriptors than entries".to_owned()));
             };
-            let entry = entry.clone();
-            let checks = listener::examine(&entry, descriptor.as_fd(), self.namespace)
-                .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
-            self.judge(&entry, &checks)?;
+            let descriptor = Descriptor::Plain(Arc::new(descriptor));
             debug!("received {:?}", entry.name);
-            self.checks.insert(entry.name.clone(), checks);
-            self.table.insert(Held::new(entry, Descriptor::Plain(Arc::new(descriptor))));
-            self.arrived += 1;
+            if self.settings.wants == Wants::Rehearsal {
+                // A look shows what is wrong; it takes nothing.
+                let checks = listener::examine(&entry, descriptor.as_fd(), self.namespace, Tell::All)
+                    .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
+                self.checks.insert(entry.name.clone(), checks);
+            }
+            self.table.insert(Held::received(entry, descriptor));
         }
         Ok(())
     }
@@ -126,30 +125,62 @@ impl Driver {
         }
     }
 
-    /// Whether the checks of one descriptor let it in.
-    fn judge(&self, entry: &Entry, checks: &[Check]) -> Result<()> {
-        let lenient = self.settings.allow_foreign_network_namespace || self.settings.wants == Wants::Rehearsal;
-        for check in checks.iter().filter(|check| !check.ok) {
-            // The mode is set at the commit, so a predecessor that forgot it is no reason to stop.
-            if check.check == "non-blocking" || (check.check == "network-namespace" && lenient) {
-                continue;
+    /// Holds a received entry against the kernel, once, before the application gets it. Not when it arrives: a service
+    /// with ten thousand listeners is handed over without a system call for each of them.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] or [`Error::ForeignNamespace`], and then the takeover is called off: nothing that such an owner
+    /// says is to be relied upon.
+    pub(crate) fn check_entry(&mut self, name: &str) -> Result<()> {
+        let Some(held) = self.table.get(name).filter(|held| !held.checked) else { return Ok(()) };
+        let admitted = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
+            .map_err(|error| Error::io(format!("look at {name:?}"), error))
+            .and_then(|failed| self.judge(name, failed));
+        match admitted {
+            Ok(blocking) => {
+                self.table.checked(name, blocking);
+                Ok(())
             }
-            if self.settings.wants == Wants::Rehearsal {
-                continue; // A look shows what is wrong; it takes nothing.
+            Err(error) => {
+                let why = Refusal::new(error.code(), error.to_string());
+                self.work.push_back(Work::Successor(successor::Input::Lied(why)));
+                // What comes of it is this error, and the application has it.
+                let _ = self.run();
+                Err(error)
             }
-            if let ("network-namespace", Ok(ours), Ok(theirs)) =
-                (check.check, check.expected.parse(), check.found.parse())
-            {
-                return Err(Error::ForeignNamespace { name: entry.name.clone(), theirs, ours });
-            }
-            return Err(Error::Mismatch {
-                name: entry.name.clone(),
-                check: check.check,
-                expected: check.expected.clone(),
-                found: check.found.clone(),
-            });
         }
-        Ok(())
+    }
+
+    /// Whether a descriptor is let in with these checks failed; `true` where it is in blocking mode. That is set at the
+    /// commit, so a predecessor that forgot it is no reason to stop.
+    fn judge(&self, name: &str, failed: Vec<Check>) -> Result<bool> {
+        let mut blocking = false;
+        for check in failed {
+            match check.check {
+                "non-blocking" => blocking = true,
+                "network-namespace" if self.settings.allow_foreign_network_namespace => {}
+                "network-namespace" => {
+                    let (ours, theirs) = (check.expected.parse(), check.found.parse());
+                    let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
+                    return Err(Error::ForeignNamespace { name: name.to_owned(), theirs, ours });
+                }
+                _ => {
+                    let Check { check, expected, found, .. } = check;
+                    return Err(Error::Mismatch { name: name.to_owned(), check, expected, found });
+                }
+            }
+        }
+        Ok(blocking)
+    }
+
+    /// Each name of the manifest comes once.
+    pub(super) fn check_names(&self) -> Result<()> {
+        let mut names: Vec<&str> = self.manifest.iter().map(|entry| entry.name.as_str()).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(twice) => Err(Error::Misbehaved(format!("the manifest has {:?} twice", twice[0]))),
+            None => Ok(()),
+        }
     }
 
     /// Raises the soft limit on open files to the hard one, and says whether so many more fit.

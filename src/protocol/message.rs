@@ -1,5 +1,7 @@
 //! The messages: one kind byte and one plain struct each. What a peer sends is checked here, once.
 
+use std::sync::Arc;
+
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +14,7 @@ use crate::words::words;
 /// The protocol versions that this crate speaks.
 pub(crate) const VERSIONS: (u32, u32) = (1, 1);
 /// The most entries in one frame; the sender stays under 64 KiB as well.
-const MAX_PER_FRAME: usize = 4096;
+pub(crate) const MAX_PER_FRAME: usize = 4096;
 /// The most names of each kind that a report on the wire lists, and their bytes: three such lists fit one frame.
 const MAX_REPORTED: usize = 256;
 const MAX_REPORTED_BYTES: usize = 16 * 1024;
@@ -96,13 +98,16 @@ pub(crate) struct Offer {
     /// The state that will come before `Released`, where the successor takes one.
     #[serde(default)]
     pub(crate) state: Option<StateKind>,
+    /// How many descriptors may be under way without an `Ack`.
+    #[serde(default)]
+    pub(crate) window: Option<u32>,
 }
 
 /// A part of the manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Entries {
     #[serde(deserialize_with = "bounded")]
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<Arc<Entry>>,
 }
 
 /// The successor has room for all descriptors.

@@ -222,6 +222,7 @@ pub(crate) struct Predecessor {
     identity: Who,
     backlog: u32,
     path_inode: Option<(u64, u64)>,
+    window: u32,
     state: Option<StateKind>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
@@ -250,6 +251,7 @@ impl Predecessor {
             identity,
             backlog,
             path_inode: None,
+            window: 0,
             state: None,
             stage: Stage::Starting,
             rehearsal: None,
@@ -272,6 +274,11 @@ impl Predecessor {
     /// What the next offer says of the control path.
     pub(crate) fn set_path_inode(&mut self, inode: Option<(u64, u64)>) {
         self.path_inode = inode;
+    }
+
+    /// How many descriptors may be under way at once, as far as the limits of the protocol allow.
+    pub(crate) fn set_window(&mut self, descriptors: u32) {
+        self.window = descriptors;
     }
 
     /// What the application's state is written in, where it has one.
@@ -411,6 +418,7 @@ impl Predecessor {
             backlog: Some(self.backlog),
             path_inode: self.path_inode,
             state: self.state.clone(),
+            window: Some(Transfer::window(self.window)),
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
@@ -476,7 +484,7 @@ impl Predecessor {
                     let why = Refusal::new("no-room", "the successor has too little room for descriptors");
                     return self.abort(why, out);
                 }
-                let mut transfer = Transfer::of(total);
+                let mut transfer = Transfer::of(total, self.window);
                 pump(peer, &mut transfer, out);
                 *step = Step::Sending(transfer);
                 out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
@@ -794,7 +802,7 @@ impl Predecessor {
         let Some(rehearsal) = &mut self.rehearsal else { return };
         match (&mut rehearsal.transfer, message) {
             (None, Message::Room(room)) if room.descriptors >= rehearsal.entries => {
-                let mut transfer = Transfer::of(rehearsal.entries);
+                let mut transfer = Transfer::of(rehearsal.entries, self.window);
                 pump(peer, &mut transfer, out);
                 rehearsal.transfer = Some(transfer);
             }

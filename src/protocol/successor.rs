@@ -3,6 +3,7 @@
 //! One machine for one attempt. Taking the lock is the commit; only the kernel's answer to [`Output::TakeLock`] makes
 //! this process the owner, never a message and never the other side's silence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{
@@ -90,7 +91,7 @@ pub(crate) enum Notice {
 pub(crate) enum Output {
     Send(Message),
     /// The entries, in the order in which their descriptors come.
-    Keep(Vec<Entry>),
+    Keep(Vec<Arc<Entry>>),
     /// Make sure that so many descriptors can be received; answer with [`Input::Reserved`].
     Reserve(u32),
     /// Take byte 1 shared, through the description that came in the first batch.
@@ -126,6 +127,7 @@ enum Stage {
     Receiving {
         offer: Offer,
         got: u32,
+        acked: u32,
     },
     /// Everything is here; the application warms up.
     WarmingUp {
@@ -342,26 +344,31 @@ impl Successor {
         out.push(Output::Send(Room { descriptors: offer.descriptors }.into()));
         out.push(Output::Arm(Timer::Handshake, self.handshake));
         let nothing = offer.descriptors == 0;
-        self.stage = Stage::Receiving { offer, got: 0 };
+        self.stage = Stage::Receiving { offer, got: 0, acked: 0 };
         if nothing {
             self.received(out);
         }
     }
 
     fn arrived(&mut self, count: u32, out: &mut Vec<Output>) {
-        let Stage::Receiving { offer, got } = &mut self.stage else {
+        let Stage::Receiving { offer, got, acked } = &mut self.stage else {
             return self.withdraw(Refusal::new("protocol", "descriptors out of order"), out);
         };
         let first = *got == 0;
         *got += count;
         let (got, total) = (*got, offer.descriptors);
+        // Half a window early enough that the owner never waits, and no oftener: each one is read and answered.
+        let due = got == total || got.saturating_sub(*acked) >= offer.window.unwrap_or_default() / 2;
+        if due {
+            *acked = got;
+        }
         if got > total || (first && self.wants == Wants::Takeover && count < FAMILY_SLOTS) {
             return self.withdraw(Refusal::new("protocol", "descriptors in the wrong number"), out);
         }
         if first && self.wants == Wants::Takeover {
             out.push(Output::JoinTakeover);
         }
-        if self.link {
+        if self.link && due {
             out.push(Output::Send(Ack { descriptors: got }.into()));
         }
         if got == total {

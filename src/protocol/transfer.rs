@@ -2,28 +2,36 @@
 
 use crate::wire::MAX_DESCRIPTORS;
 
-/// How many descriptors may be under way without an `Ack`: unix(7) counts those in flight per user against the sender's
-/// soft limit (`ETOOMANYREFS`), and 2 * 253 fits the common one of 1,024.
-const WINDOW: u32 = 2 * MAX_DESCRIPTORS as u32;
+/// How many descriptors may be under way without an `Ack` at least: unix(7) counts those in flight per user against the
+/// sender's soft limit (`ETOOMANYREFS`), and 2 * 253 fits the common one of 1,024.
+const LEAST_WINDOW: u32 = 2 * MAX_DESCRIPTORS as u32;
+/// And at most: as many frames as a socket buffer takes.
+const MOST_WINDOW: u32 = 64 * MAX_DESCRIPTORS as u32;
 
 /// How far a transfer is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Transfer {
     total: u32,
+    window: u32,
     sent: u32,
     acked: u32,
 }
 
 impl Transfer {
-    pub(super) fn of(total: u32) -> Transfer {
-        Transfer { total, sent: 0, acked: 0 }
+    pub(super) fn of(total: u32, window: u32) -> Transfer {
+        Transfer { total, window: Transfer::window(window), sent: 0, acked: 0 }
+    }
+
+    /// As much of a window as the limits allow.
+    pub(super) fn window(wanted: u32) -> u32 {
+        wanted.clamp(LEAST_WINDOW, MOST_WINDOW)
     }
 
     /// The next frame that the window allows: its first descriptor and how many. It counts as sent.
     pub(super) fn next(&mut self) -> Option<(u32, u16)> {
         let (first, left) = (self.sent, self.total - self.sent);
         let count = left.min(u32::from(MAX_DESCRIPTORS));
-        if count == 0 || first + count - self.acked > WINDOW {
+        if count == 0 || first + count - self.acked > self.window {
             return None;
         }
         self.sent += count;
@@ -51,7 +59,7 @@ mod tests {
 
     #[test]
     fn two_frames_are_under_way_and_each_ack_lets_one_more_go() {
-        let mut transfer = Transfer::of(600);
+        let mut transfer = Transfer::of(600, 0);
         assert_eq!(transfer.next(), Some((0, 253)));
         assert_eq!(transfer.next(), Some((253, 253)));
         assert_eq!(transfer.next(), None);

@@ -203,7 +203,7 @@ impl Walk {
                 (Input::Message(offer.into()), Step::Entries)
             }
             Step::Entries => {
-                let entries = (0..ENTRIES as u8).map(entry).collect();
+                let entries = (0..ENTRIES as u8).map(|number| entry(number).into()).collect();
                 (Input::Message(Entries { entries }.into()), Step::Room)
             }
             Step::Room => (self.room(true)?, Step::Descriptors),

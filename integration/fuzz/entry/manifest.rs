@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::messages::decode;
 use super::says::NONCE;
 use crate::error::Who;
-use crate::listener;
+use crate::listener::{self, Tell};
 use crate::manifest::{Kind, check_name};
 use crate::protocol::message::{Message, Offer, Wants};
 use crate::protocol::successor::{Input, Notice, Output, Successor};
@@ -57,11 +57,11 @@ fn look(message: &Message) {
         assert!(check_name(&entry.name).is_ok());
         assert_eq!(Kind::from(String::from(entry.kind.clone())), entry.kind);
         for descriptor in [null.as_fd(), socket.as_fd()] {
-            let checks = listener::examine(entry, descriptor, None).unwrap();
+            let mut checks = listener::examine(entry, descriptor, None, Tell::All).unwrap();
             assert!(!checks.is_empty());
-            for check in checks {
-                assert_eq!(check.ok, check.expected == check.found);
-            }
+            assert!(checks.iter().all(|check| check.ok == (check.expected == check.found)), "{checks:?}");
+            checks.retain(|check| !check.ok);
+            assert_eq!(checks, listener::examine(entry, descriptor, None, Tell::Failed).unwrap());
         }
     }
 }

@@ -4,7 +4,7 @@ use arbitrary::Arbitrary;
 
 use super::messages::decode;
 use crate::error::Refusal;
-use crate::manifest::{Entry, FileIdentity, Kind};
+use crate::manifest::{Entry, Kind};
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::*;
 
@@ -108,7 +108,9 @@ impl Says {
                 }
                 .into()
             }
-            Says::Entries(count) => Entries { entries: (0..count % 6).map(entry).collect() }.into(),
+            Says::Entries(count) => {
+                Entries { entries: (0..count % 6).map(|number| entry(number).into()).collect() }.into()
+            }
             Says::Room(descriptors) => Room { descriptors: u32::from(descriptors) }.into(),
             Says::Ack(descriptors) => Ack { descriptors: u32::from(descriptors) }.into(),
             Says::AckOf(descriptors) => Ack { descriptors }.into(),
@@ -148,7 +150,7 @@ pub(super) fn entry(number: u8) -> Entry {
         path: None,
         path_inode: None,
         backlog: None,
-        file: FileIdentity::default(),
+        file: None,
         socket: None,
     }
 }

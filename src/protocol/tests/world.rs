@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::error::{Refusal, Who};
-use crate::manifest::{Entry, FileIdentity, Kind};
+use crate::manifest::{Entry, Kind};
 use crate::protocol::message::{Entries, Hello, Message, Ready, State, Wants};
 use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Reason};
 use crate::protocol::starter::{self, Lease, Starter};
@@ -934,11 +934,11 @@ impl World {
                     path: None,
                     path_inode: None,
                     backlog: None,
-                    file: FileIdentity::default(),
+                    file: None,
                     socket: None,
                 };
                 for first in (0..ENTRIES).step_by(200) {
-                    let entries = (first..(first + 200).min(ENTRIES)).map(entry).collect();
+                    let entries = (first..(first + 200).min(ENTRIES)).map(|number| entry(number).into()).collect();
                     self.send(pid, peer as LinkId, Entries { entries }.into());
                 }
             }
