@@ -21,6 +21,7 @@ mod layers;
 mod lies;
 mod limits;
 mod matrix;
+mod namespaces;
 mod peer;
 mod peers;
 mod program;

@@ -186,7 +186,7 @@ pub(crate) struct HandoffArgs {
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
 for}, predecessor {pid, app_version, in_flight, left}, listeners [{name, kind, address, accept_queue_length, \
-accept_queue_limit}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
+accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
 
