@@ -13,6 +13,7 @@ mod entries;
 mod examples;
 mod faces;
 mod failure;
+mod first_process;
 mod gauge;
 mod hostile;
 mod impostor;

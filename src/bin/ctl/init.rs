@@ -34,8 +34,7 @@ pub(crate) fn run(arguments: &[OsString], command: &Command) -> Result<ExitCode,
             .hint("let the container run the new version itself, or give it to ctl handoff --commit -- CMD"));
     }
     let signals = Signals::take()?;
-    let again: Vec<OsString> =
-        iter::once(reentry::SELF.into()).chain(arguments.iter().skip(1).cloned()).collect();
+    let again: Vec<OsString> = iter::once(reentry::SELF.into()).chain(arguments.iter().skip(1).cloned()).collect();
     let child = reentry::command(reentry::UNBLOCKED, &again).spawn();
     let child = Pid::from_raw(child.map_err(|error| Failure::io("start the command", error))?.id() as i32);
     loop {
