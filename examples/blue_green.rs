@@ -99,8 +99,16 @@ enum Role {
         address: SocketAddr,
 
         /// Requests a second, of all clients together
-        #[arg(long, value_name = "N", default_value_t = 400, value_parser = value_parser!(u32).range(16..=100_000))]
+        #[arg(long, value_name = "N", default_value_t = 400, value_parser = value_parser!(u32).range(1..=100_000))]
         rate: u32,
+
+        /// Clients that keep their connection for as long as the server lets them
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(0..=1000))]
+        keep_alive: u32,
+
+        /// Clients that open a new connection for each request
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(0..=1000))]
+        new_connection: u32,
 
         /// Print one JSON object; times are in milliseconds
         #[arg(long)]
@@ -113,12 +121,22 @@ async fn main() -> ExitCode {
     let mut cli = Cli::parse();
     match cli.role.take() {
         Some(Role::Serve { server }) => serve(server).await,
-        Some(Role::Load { address, rate, json }) => load_only(address, rate, json).await,
-        // A client that comes by less often would find its idle connection cut off by the drain deadline.
-        None if !(1..=cli.rate).contains(&(cli.keep_alive + cli.new_connection)) => Cli::command()
-            .error(clap::error::ErrorKind::ValueValidation, "from one client to as many as there are requests a second")
-            .exit(),
-        None => deploy(cli).await,
+        Some(Role::Load { address, rate, keep_alive, new_connection, json }) => {
+            check_clients(rate, keep_alive + new_connection);
+            load_only(Plan { address, rate, keep_alive, new_connection }, json).await
+        }
+        None => {
+            check_clients(cli.rate, cli.keep_alive + cli.new_connection);
+            deploy(cli).await
+        }
+    }
+}
+
+/// A client that comes by less often would find its idle connection cut off by the drain deadline.
+fn check_clients(rate: u32, clients: u32) {
+    if !(1..=rate).contains(&clients) {
+        let message = "from one client to as many as there are requests a second";
+        Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
     }
 }
 
@@ -146,9 +164,9 @@ fn print(report: &Report, json: bool) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The clients alone, half of them with a connection that they keep.
-async fn load_only(address: SocketAddr, rate: u32, json: bool) -> ExitCode {
-    let load = match Load::start(Plan { address, rate, keep_alive: 8, new_connection: 8 }) {
+/// The clients alone.
+async fn load_only(plan: Plan, json: bool) -> ExitCode {
+    let load = match Load::start(plan) {
         Ok(load) => load,
         Err(error) => {
             eprintln!("blue_green: cannot start the clients: {error}");
