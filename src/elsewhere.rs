@@ -339,6 +339,14 @@ pub(crate) mod client {
             match self.never {}
         }
 
+        /// Asks for the last takeovers.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn history(&mut self) -> Result<Vec<crate::history::TakeoverRecord>> {
+            match self.never {}
+        }
+
         /// Asks the owner to leave.
         ///
         /// # Errors

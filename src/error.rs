@@ -26,6 +26,20 @@ pub struct Who {
     pub app_version: String,
 }
 
+impl fmt::Display for Who {
+    /// `pid 4711, version 2.1.0`: a pid of 0 is unknown, and a version need not be there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            0 => f.write_str("pid unknown")?,
+            pid => write!(f, "pid {pid}")?,
+        }
+        if !self.app_version.is_empty() {
+            write!(f, ", version {}", self.app_version)?;
+        }
+        Ok(())
+    }
+}
+
 /// Why an owner refused a takeover or a question, in its own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -77,13 +91,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
         if let Some(who) = &self.who {
-            match who.pid {
-                0 => f.write_str(" (pid unknown")?,
-                pid => write!(f, " (pid {pid}")?,
-            }
-            if !who.app_version.is_empty() {
-                write!(f, ", version {}", who.app_version)?;
-            }
+            write!(f, " ({who}")?;
             if let Some(since) = self.since_ms {
                 write!(f, ", for {}", seconds(Duration::from_millis(since)))?;
             }
@@ -389,6 +397,7 @@ impl Error {
                 ("shortage" | "crowded", _) => {
                     "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
                 }
+                ("barred", _) => "continue or end the process that holds the lock file, then try again".to_owned(),
                 ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),

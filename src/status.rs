@@ -41,6 +41,9 @@ pub struct TakeoverStatus {
     /// For how long it has been going on, in milliseconds.
     #[serde(default)]
     pub since_ms: u64,
+    /// For how long it has been at this step, in milliseconds.
+    #[serde(default)]
+    pub step_since_ms: u64,
 }
 
 /// A predecessor that still drains.
@@ -93,7 +96,8 @@ pub struct Status {
     pub app_version: String,
     /// Where it is in its life.
     pub phase: Phase,
-    /// Since when it has been in that phase, Unix time in milliseconds.
+    /// Since when it has been in that phase, Unix time in milliseconds. A takeover that came to nothing does not count: who
+    /// serves on has served all the time.
     #[serde(default)]
     pub since: u64,
     /// How many leases are held.

@@ -36,7 +36,9 @@ impl Driver {
                 self.elder_tells(Some(draining.in_flight), draining.left_ms);
                 return;
             }
+            Message::History(history) => return self.inherit_history(history),
             Message::Bye(bye) => {
+                self.note_later_step("drained");
                 info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
                 self.elder_tells(Some(bye.in_flight), None);
                 return;

@@ -6,6 +6,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::history::{TakeoverRecord, shorten};
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
 use crate::status::{ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
@@ -22,16 +23,8 @@ const MAX_REPORTED_BYTES: usize = 16 * 1024;
 const MAX_TEXT: usize = 1024;
 
 /// Cuts a text for people to what may be sent on.
-///
-/// Control characters go: such a text may end up in somebody's terminal.
-pub(crate) fn cut(mut text: String) -> String {
-    text.retain(|character| !character.is_control());
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
+pub(crate) fn cut(text: String) -> String {
+    shorten(text, MAX_TEXT)
 }
 
 words! {
@@ -64,6 +57,9 @@ pub(crate) struct Hello {
     /// It takes a [`State`], if there is one.
     #[serde(default)]
     pub(crate) state: bool,
+    /// It takes a [`History`].
+    #[serde(default)]
+    pub(crate) history: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -215,6 +211,8 @@ words! {
         Watch = "watch",
         /// Leave without a successor.
         Stop = "stop",
+        /// The last takeovers.
+        History = "history",
     }
 }
 
@@ -229,6 +227,13 @@ pub(crate) struct Ask {
 pub(crate) struct Listeners {
     #[serde(deserialize_with = "bounded")]
     pub(crate) listeners: Vec<ListenerStatus>,
+}
+
+/// The last takeovers: for who asks, and for a successor that carries them on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct History {
+    #[serde(deserialize_with = "bounded")]
+    pub(crate) takeovers: Vec<TakeoverRecord>,
 }
 
 /// What was asked is done.
@@ -342,6 +347,7 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
+    20 History "history";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";

@@ -57,6 +57,7 @@ pub(super) enum Asks {
     Watch,
     Stop,
     SomethingNew,
+    History,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -128,6 +129,7 @@ impl Says {
                     Asks::Watch => Question::Watch,
                     Asks::Stop => Question::Stop,
                     Asks::SomethingNew => Question::Unknown,
+                    Asks::History => Question::History,
                 },
             }
             .into(),

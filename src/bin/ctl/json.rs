@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus};
+use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Side, Status, TakeoverStatus};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -51,6 +51,11 @@ pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
     object
 }
 
+/// A process of a history.
+pub(crate) fn side(side: &Side) -> Value {
+    json!({"generation": side.generation, "pid": pid(side.pid), "app_version": side.app_version})
+}
+
 fn takeover(takeover: &TakeoverStatus) -> Value {
     json!({
         "pid": pid(takeover.who.pid),
@@ -58,6 +63,7 @@ fn takeover(takeover: &TakeoverStatus) -> Value {
         "step": takeover.step,
         "progress": takeover.progress,
         "for": time::duration(Duration::from_millis(takeover.since_ms)),
+        "step_for": time::duration(Duration::from_millis(takeover.step_since_ms)),
     })
 }
 

@@ -137,9 +137,10 @@ fn takeover(takeover: &TakeoverStatus) -> String {
         progress => format!(": {}", clean(progress)),
     };
     format!(
-        "{}, {} for {}{progress}",
+        "{}, {} for {}, {} in all{progress}",
         who(takeover.who.pid, &takeover.who.app_version),
         clean(&takeover.step),
+        milliseconds(takeover.step_since_ms),
         milliseconds(takeover.since_ms)
     )
 }
