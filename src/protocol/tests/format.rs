@@ -153,6 +153,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         address: "127.0.0.1:8080".to_owned(),
         accept_queue: Some(0),
         accept_queue_limit: Some(4096),
+        foreign_network_namespace: Some(2),
     };
     let probation = Some(60_000);
     let on_probation = ProbationStatus { who: who.clone(), since_ms: 1500, left_ms: Some(58_500), overdue: false };
