@@ -71,7 +71,7 @@ async fn main() -> ExitCode {
     let stopped = async move {
         let _ = stop.wait_for(|told| *told).await;
     };
-    let end = service::serve(&server, stopped, tell).await;
+    let end = service::serve(&server, server.handoff().process_stays(linger), stopped, tell).await;
     if linger && end.is_ok() && replaced.get() {
         // Nothing of the service is held any more: started again, this version would take it back.
         let _ = leave.wait_for(|told| *told).await;

@@ -200,6 +200,9 @@ pub(crate) struct Bye {
     pub(crate) forced: bool,
     #[serde(default)]
     pub(crate) in_flight: u64,
+    /// The process lives on, and has to do with the service in another way, or in none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) stays: bool,
 }
 
 words! {
