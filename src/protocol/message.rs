@@ -201,7 +201,7 @@ pub(crate) struct Bye {
     #[serde(default)]
     pub(crate) in_flight: u64,
     /// The process lives on, and has to do with the service in another way, or in none.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub(crate) stays: bool,
 }
 
