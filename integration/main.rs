@@ -27,6 +27,7 @@ mod matrix;
 mod namespaces;
 mod peer;
 mod peers;
+mod probation;
 mod program;
 mod puppet;
 mod recorded;
