@@ -288,7 +288,7 @@ async fn serve(server: ServerArgs) -> ExitCode {
             () = orphaned() => {}
         }
     };
-    failure::exit_code("blue_green", service::serve(&server, stop, tell).await)
+    failure::exit_code("blue_green", service::serve(&server, server.handoff(), stop, tell).await)
 }
 
 /// Tells the deploy tool of a step, with the time at which it happened.

@@ -349,6 +349,7 @@ impl Actor {
             .exclusive(self.option("exclusive"))
             .systemd(self.option("systemd"))
             .allow_shared_folder(self.option("allow_shared_folder"))
+            .process_stays(self.option("process_stays"))
             .allow_foreign_network_namespace(self.option("allow_foreign_network_namespace"));
         if let Some(schema) = command["state"]["schema"].as_str() {
             handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);

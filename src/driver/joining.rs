@@ -184,6 +184,7 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
+        predecessor.set_stays(self.settings.process_stays);
         self.predecessor = Some(predecessor);
         self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {

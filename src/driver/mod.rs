@@ -89,6 +89,8 @@ pub(crate) struct Settings {
     /// What the application's state is written in, where it hands one on.
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
+    /// Whether this process lives on after it has left.
+    pub(crate) process_stays: bool,
     /// Where the owner writes its pid, absolute.
     pub(crate) pid_file: Option<PathBuf>,
     /// For how long the predecessor is asked to stand by.
