@@ -62,7 +62,7 @@ pub(crate) async fn serve(
     let desk = Desk { version: args.app_version.as_str().into(), life: life.subscribe() };
     loop {
         accept(&mut serving, &web, &desk).await?;
-        let successor = serving.inner().left() == Some(Reason::Successor);
+        let successor = serving.inner().left().is_some_and(Reason::is_served);
         let phase = if successor { Phase::Draining } else { Phase::Stopping };
         life.send_modify(|life| life.phase = phase);
         tell(Step::Leaving { successor });
