@@ -211,7 +211,7 @@ fn serve(server: &args::ServerArgs) -> Result<(), Failure> {
                 () = lifeline::orphaned() => {}
             }
         };
-        service::serve(server, stop, |step| {
+        service::serve(server, server.handoff(), stop, |step| {
             let mut line = serde_json::json!(step);
             line["at_us"] = serde_json::json!(u64::try_from(clock::now().as_micros()).unwrap_or(u64::MAX));
             let _ = writeln!(io::stdout(), "{line}");
