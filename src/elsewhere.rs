@@ -94,6 +94,7 @@ pub(crate) mod driver {
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
+        foreign_namespace(&; &Held) -> Option<u64>;
         insert(&mut; Held, Outcome) -> Result<()>;
         remove(&mut; &str) -> Result<bool>;
         progress(&mut; &str) -> Result<()>;

@@ -176,7 +176,9 @@ impl Claim<'_> {
     fn check_taken(&self, kind: &Kind, addresses: &[SocketAddr]) -> Result<()> {
         let of_kind = self.driver.table.iter().filter(|held| held.entry.kind == *kind);
         for held in of_kind {
-            if held.inet.is_some_and(|local| addresses.iter().any(|wanted| listener::overlap(*wanted, local))) {
+            let overlaps = held.inet.is_some_and(|local| addresses.iter().any(|wanted| listener::overlap(*wanted, local)));
+            // The same address in another network namespace is another address.
+            if overlaps && self.driver.foreign_namespace(held).is_none() {
                 let other = held.entry.name.clone();
                 return Err(Error::name(self.name, NameProblem::Overlaps { other }));
             }

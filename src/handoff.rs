@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::folder;
 use crate::guests::Guests;
 use crate::manifest::{StateKind, check_name};
-use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
+use crate::protocol::{Deadlines, MAX_RELEASE};
 use crate::starting::Starting;
 use crate::temporary::Temporary;
 use crate::wake::Wake;
@@ -105,10 +105,11 @@ impl Handoff {
         self
     }
 
-    /// How long this application may take to let go of exclusive work. 10 s unless told otherwise.
+    /// How long this application may take to let go of exclusive work. 10 s unless told otherwise, 10 min at most: its
+    /// successor waits no longer.
     #[must_use]
     pub fn release_within(mut self, limit: Duration) -> Handoff {
-        self.deadlines.release = limit;
+        self.deadlines.release = limit.min(MAX_RELEASE);
         self
     }
 

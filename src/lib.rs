@@ -126,7 +126,7 @@ pub use adapter::tokio;
 pub use claim::Claim;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
-pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
+pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Result, Who};
 pub use group::Group;
 pub use handoff::{Handoff, Joining, Stopper};
 pub use history::{Cause, Side, StepTime, TakeoverRecord};

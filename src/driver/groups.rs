@@ -57,6 +57,9 @@ impl Driver {
     /// Makes a group ready to have members beside those that it has: they get nothing as long as a predecessor could come
     /// back, and the kernel knows no others. `Some`: why there cannot be more.
     pub(crate) fn cannot_grow(&mut self, kind: &Kind, name: &str, members: usize, address: SocketAddr) -> Option<String> {
+        if self.table.get(&member(name, 0)).is_some_and(|first| self.foreign_namespace(first).is_some()) {
+            return Some("it lives in another network namespace".to_owned());
+        }
         let held = (0..members).filter_map(|index| self.table.get(&member(name, index)));
         let ours: io::Result<Vec<u64>> = held.map(|held| inode(held.fd.as_fd())).collect();
         let others = ours.and_then(|ours| steering::others(*kind == Kind::TcpListener, address, &ours));

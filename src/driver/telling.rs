@@ -111,6 +111,7 @@ impl Driver {
                     address: held.entry.address.clone(),
                     accept_queue: queue.map(|(length, _)| length),
                     accept_queue_limit: queue.map(|(_, limit)| limit),
+                    foreign_network_namespace: self.foreign_namespace(held),
                 }
             })
             .collect();

@@ -72,5 +72,10 @@ impl Default for Deadlines {
     }
 }
 
+/// The longest release that an offer may announce: whoever announces more is waited for no longer.
+pub(crate) const MAX_RELEASE: Duration = Duration::from_secs(600);
+/// The longest commit that an offer may announce.
+pub(crate) const MAX_COMMIT: Duration = Duration::from_secs(60);
+
 /// How much longer a reader waits than its sender may take, so that it never gives up on an answer on its way.
 pub(crate) const READER_GRACE: Duration = Duration::from_secs(5);

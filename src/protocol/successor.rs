@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::message::{
     Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants, cut,
 };
-use super::{FAMILY_SLOTS, READER_GRACE, Timer};
+use super::{FAMILY_SLOTS, MAX_COMMIT, MAX_RELEASE, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, StateKind};
 
@@ -322,7 +322,7 @@ impl Successor {
         }
     }
 
-    fn offered(&mut self, offer: Offer, out: &mut Vec<Output>) {
+    fn offered(&mut self, mut offer: Offer, out: &mut Vec<Output>) {
         if offer.version < VERSIONS.0 || offer.version > VERSIONS.1 {
             return self.withdraw(Refusal::new("version", format!("version {} was chosen", offer.version)), out);
         }
@@ -330,6 +330,9 @@ impl Successor {
         if offer.descriptors != offer.entries + family {
             return self.withdraw(Refusal::new("protocol", "the numbers of the offer disagree"), out);
         }
+        // What an owner announces is waited for, but not for ever.
+        offer.release_ms = offer.release_ms.min(MAX_RELEASE.as_millis() as u64);
+        offer.commit_ms = offer.commit_ms.min(MAX_COMMIT.as_millis() as u64);
         self.predecessor = Who { pid: offer.pid, app_version: cut(offer.app_version.clone()) };
         self.offered_state = offer.state.clone();
         self.generation = offer.generation + 1;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
@@ -186,7 +186,7 @@ pub(crate) struct HandoffArgs {
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
 for, step_for}, predecessor {pid, app_version, in_flight, left}, listeners [{name, kind, address, accept_queue_length, \
-accept_queue_limit}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
+accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
 
@@ -250,26 +250,34 @@ pub(crate) struct UpgradeArgs {
 
 /// Wait until the service is where it should be: for scripts and container hooks
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false)]
-#[command(after_long_help = "\
+#[group(skip)]
+#[command(group = ArgGroup::new("what").required(true), after_long_help = "\
 Examples:
   ctl wait --ready --timeout 30s      after the start of the first version, or as a readiness probe
+  ctl wait --ready --here --timeout 1s  as the health check of one container beside another
   ctl wait --generation 7             until a takeover has happened
   ctl wait --drained                  until the old version has finished and gone
 
 Exit codes: 0 it is so; 1 it was not so in time; 3 in time nobody listened at all. The last status is printed on success.")]
 pub(crate) struct WaitArgs {
     /// Until an owner has this generation, or a later one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "what")]
     pub(crate) generation: Option<u64>,
 
     /// Until no predecessor of the owner is left that finishes what it had in flight
-    #[arg(long)]
+    #[arg(long, group = "what")]
     pub(crate) drained: bool,
 
     /// Until an owner serves; it need not listen yet
-    #[arg(long)]
+    #[arg(long, group = "what")]
     pub(crate) ready: bool,
+
+    /// And the owner is a process that this pid namespace has: in a container, that it is this one that serves
+    ///
+    /// Beside another container with the same control socket, what is asked is whether the new one serves by now. Where
+    /// containers share a pid namespace nothing can be told apart by it.
+    #[arg(long)]
+    pub(crate) here: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -319,6 +327,8 @@ mod tests {
     fn one_thing_is_waited_for() {
         assert!(Cli::try_parse_from(["ctl", "wait"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "wait", "--ready", "--drained"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--here"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "wait", "--generation", "3"]).is_ok());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--ready", "--here"]).is_ok());
     }
 }

@@ -83,6 +83,7 @@ fn listener(listener: &ListenerStatus) -> Value {
         "address": Some(&listener.address).filter(|address| !address.is_empty()),
         "accept_queue_length": listener.accept_queue,
         "accept_queue_limit": listener.accept_queue_limit,
+        "foreign_network_namespace": listener.foreign_network_namespace,
     })
 }
 

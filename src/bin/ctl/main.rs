@@ -2,7 +2,7 @@
 //!
 //! `args` is the one table behind parsing, `--help`, completions and the man page. Each command is a file of its own;
 //! what they share: `follow` (a service, whoever owns it), `table`, `json` and `time` (how things look), `printer` (where
-//! they go), `failure` (how a run ends), `signals`, `session` and `listening` (child processes).
+//! they go), `failure` (how a run ends), `signals`, `session`, `listening` and `init` (child processes).
 
 mod args;
 mod check;
@@ -11,6 +11,7 @@ mod failure;
 mod follow;
 mod handoff;
 mod history;
+mod init;
 mod json;
 mod keeper;
 mod listening;
@@ -50,6 +51,9 @@ fn main() -> ExitCode {
         Err(error) => return misused(&arguments, &error),
     };
     let printer = Printer::new(cli.global.json);
+    if init::is_first() {
+        return init::run(&arguments, &cli.command).unwrap_or_else(|failure| failure.tell(printer));
+    }
     log_to_stderr(&cli);
     match run(cli, printer) {
         Ok(code) => code,

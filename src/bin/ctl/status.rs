@@ -101,6 +101,15 @@ pub(crate) fn text(status: &Status) -> String {
         text.push('\n');
         text.push_str(&listeners);
     }
+    for listener in &status.listeners {
+        if let Some(cookie) = listener.foreign_network_namespace {
+            let name = clean(&listener.name);
+            text.push_str(&format!(
+                "\n{name} lives in another network namespace than its owner, the one with cookie {cookie}: it goes deaf, \
+                 without any error, when that one ends\n"
+            ));
+        }
+    }
     text
 }
 

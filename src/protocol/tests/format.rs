@@ -153,6 +153,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         address: "127.0.0.1:8080".to_owned(),
         accept_queue: Some(0),
         accept_queue_limit: Some(4096),
+        foreign_network_namespace: Some(2),
     };
     BTreeMap::from([
         ("hello", Message::from(hello.clone())),
