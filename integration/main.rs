@@ -15,6 +15,7 @@ mod faces;
 mod failure;
 mod first_process;
 mod gauge;
+mod groups;
 mod history;
 mod hostile;
 mod impostor;

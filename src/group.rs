@@ -99,7 +99,8 @@ impl Claim<'_> {
     {
         let base = self.name;
         if !(1..=MOST).contains(&size) {
-            let why = io::Error::new(io::ErrorKind::InvalidInput, format!("a group has 1 to {MOST} sockets, not {size}"));
+            let why =
+                io::Error::new(io::ErrorKind::InvalidInput, format!("a group has 1 to {MOST} sockets, not {size}"));
             return Err(Error::io(format!("make the group {base:?}"), why));
         }
         self.options.reuse_port = true;
@@ -135,7 +136,8 @@ impl Claim<'_> {
             }
             let asked = Asked { name: &name, kind: kind.clone(), requested: requested.clone(), path: None, backlog };
             let same = |entry: &Entry| {
-                let there = || entry.socket.as_ref().is_some_and(|socket| at.iter().any(|at| socket.local == at.to_string()));
+                let there =
+                    || entry.socket.as_ref().is_some_and(|socket| at.iter().any(|at| socket.local == at.to_string()));
                 if index == 0 { is_at(entry, &requested, &at) } else { there() }
             };
             let socket = self.settle(&asked, same, |driver| {
@@ -176,7 +178,8 @@ impl Claim<'_> {
     fn check_taken(&self, kind: &Kind, addresses: &[SocketAddr]) -> Result<()> {
         let of_kind = self.driver.table.iter().filter(|held| held.entry.kind == *kind);
         for held in of_kind {
-            let overlaps = held.inet.is_some_and(|local| addresses.iter().any(|wanted| listener::overlap(*wanted, local)));
+            let overlaps =
+                held.inet.is_some_and(|local| addresses.iter().any(|wanted| listener::overlap(*wanted, local)));
             // The same address in another network namespace is another address.
             if overlaps && self.driver.foreign_namespace(held).is_none() {
                 let other = held.entry.name.clone();

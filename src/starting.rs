@@ -96,12 +96,7 @@ impl Starting {
     ///
     /// # Errors
     /// As there.
-    pub fn tcp_group(
-        &mut self,
-        name: &str,
-        address: impl ToSocketAddrs,
-        size: usize,
-    ) -> Result<Group<TcpListener>> {
+    pub fn tcp_group(&mut self, name: &str, address: impl ToSocketAddrs, size: usize) -> Result<Group<TcpListener>> {
         self.claim(name).tcp_group(address, size)
     }
 

@@ -142,7 +142,8 @@ pub(crate) fn may_arrive_for(stream: bool, fd: BorrowedFd<'_>) -> Duration {
     // Of the socket where the application has set it, else the system's own for answers to a SYN.
     let of_socket = sys::tcp_option(fd, libc::TCP_SYNCNT).ok().filter(|own| Some(*own) != read("tcp_syn_retries"));
     let retries = of_socket.or_else(|| read("tcp_synack_retries")).unwrap_or(RETRIES).clamp(0, 255) as u32;
-    let pauses: u64 = (0..=retries).map(|retry| 1u64.checked_shl(retry).map_or(LONGEST_PAUSE, |s| s.min(LONGEST_PAUSE))).sum();
+    let pauses: u64 =
+        (0..=retries).map(|retry| 1u64.checked_shl(retry).map_or(LONGEST_PAUSE, |s| s.min(LONGEST_PAUSE))).sum();
     let deferred = sys::tcp_option(fd, libc::TCP_DEFER_ACCEPT).unwrap_or(0).max(0) as u64;
     Duration::from_secs(pauses + deferred)
 }

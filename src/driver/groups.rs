@@ -56,7 +56,13 @@ impl Driver {
 
     /// Makes a group ready to have members beside those that it has: they get nothing as long as a predecessor could come
     /// back, and the kernel knows no others. `Some`: why there cannot be more.
-    pub(crate) fn cannot_grow(&mut self, kind: &Kind, name: &str, members: usize, address: SocketAddr) -> Option<String> {
+    pub(crate) fn cannot_grow(
+        &mut self,
+        kind: &Kind,
+        name: &str,
+        members: usize,
+        address: SocketAddr,
+    ) -> Option<String> {
         if self.table.get(&member(name, 0)).is_some_and(|first| self.foreign_namespace(first).is_some()) {
             return Some("it lives in another network namespace".to_owned());
         }
@@ -65,7 +71,9 @@ impl Driver {
         let others = ours.and_then(|ours| steering::others(*kind == Kind::TcpListener, address, &ours));
         match others {
             Ok(0) => {}
-            Ok(_) => return Some("another process, an earlier generation maybe, still has sockets of this group".to_owned()),
+            Ok(_) => {
+                return Some("another process, an earlier generation maybe, still has sockets of this group".to_owned());
+            }
             Err(error) => return Some(format!("cannot look for other sockets of this group: {error}")),
         }
         let first = self.table.get(&member(name, 0))?;
@@ -107,9 +115,9 @@ impl Driver {
             for index in group.size..group.sockets {
                 let Some(held) = self.table.get_mut(&member(&group.name, index)) else { continue };
                 let stream = held.entry.kind == Kind::TcpListener;
-                let long_enough = group
-                    .steered
-                    .is_some_and(|since| now.duration_since(since) >= steering::may_arrive_for(stream, held.fd.as_fd()));
+                let long_enough = group.steered.is_some_and(|since| {
+                    now.duration_since(since) >= steering::may_arrive_for(stream, held.fd.as_fd())
+                });
                 let retired = long_enough && steering::is_empty(held.fd.as_fd());
                 if held.entry.retired != retired {
                     Arc::make_mut(&mut held.entry).retired = retired;
