@@ -7,6 +7,7 @@
 
 mod actor;
 mod bad_input;
+mod compared;
 mod ctl;
 mod descriptors;
 mod entries;
@@ -26,6 +27,7 @@ mod limits;
 mod log;
 mod matrix;
 mod namespaces;
+mod parity;
 mod peer;
 mod peers;
 mod program;

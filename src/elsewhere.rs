@@ -463,3 +463,13 @@ pub(crate) mod sys {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Error, Handoff};
+
+    #[test]
+    fn every_start_is_unsupported() {
+        assert!(matches!(Handoff::at("/run/shop/handoff.sock").start(), Err(Error::Unsupported)));
+    }
+}

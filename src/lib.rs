@@ -145,6 +145,10 @@ pub use table::{Outcome, Report, StateOutcome};
 #[cfg(all(feature = "tokio", any(doc, doctest)))]
 pub mod coming_from {}
 
+#[doc = include_str!("compared.md")]
+#[cfg(any(doc, doctest))]
+pub mod compared {}
+
 /// Keeps the README's code true.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

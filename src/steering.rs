@@ -5,7 +5,7 @@
 //! A program of classic BPF that is attached to the group chooses instead (`SO_ATTACH_REUSEPORT_CBPF`, socket(7), Linux
 //! 4.6). It needs no right, and where it names a socket that is not there the kernel's hash decides: nothing is refused.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -22,6 +22,8 @@ const NETWORK: u32 = libc::SKF_NET_OFF as u32;
 const GOLDEN: u32 = 2_654_435_761;
 /// How often the answer to a SYN is sent again unless told otherwise (`net.ipv4.tcp_synack_retries`).
 const RETRIES: i32 = 5;
+/// The state of a listener in the kernel's tables.
+const LISTENS: &str = "0A";
 /// The longest pause between two of these, in seconds (`TCP_RTO_MAX`).
 const LONGEST_PAUSE: u64 = 120;
 /// For how long a datagram may be on its way to the socket that was chosen for it: far more than it takes.
@@ -99,24 +101,31 @@ pub(crate) fn others(stream: bool, address: SocketAddr, ours: &[u64]) -> io::Res
         (false, SocketAddr::V6(_)) => "udp6",
     };
     // This thread's, whose network namespace is that of the sockets.
-    let table = std::fs::File::open(format!("/proc/thread-self/net/{table}"))?;
+    let mut table = std::fs::File::open(format!("/proc/thread-self/net/{table}"))?;
     let wanted = in_table(address);
-    let mut found = 0;
-    for line in io::BufRead::lines(io::BufReader::new(table)).skip(1) {
-        // sl local_address rem_address st tx_queue:rx_queue tr:when retrnsmt uid timeout inode
-        let line = line?;
-        let mut words = line.split_whitespace();
-        let (local, state) = (words.nth(1).unwrap_or_default(), words.nth(1).unwrap_or_default());
-        if stream && state != "0A" {
-            // Listeners come first, then the connections, of which there may be many.
-            break;
+    let (mut found, mut unread, mut piece) = (0, Vec::new(), [0; 4096]);
+    loop {
+        let count = table.read(&mut piece)?;
+        unread.extend_from_slice(&piece[..count]);
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unread.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            // sl local_address rem_address st tx_queue:rx_queue tr:when retrnsmt uid timeout inode
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, state, _, _, _, _, _, inode, ..] = words[..] else { continue };
+            let Ok(inode) = inode.parse::<u64>() else { continue };
+            if stream && state != LISTENS {
+                // Listeners come first, then the connections, of which there may be many.
+                return Ok(found);
+            }
+            if local == wanted && !ours.contains(&inode) {
+                found += 1;
+            }
         }
-        let inode = words.nth(5).and_then(|inode| inode.parse::<u64>().ok());
-        if local == wanted && inode.is_some_and(|inode| !ours.contains(&inode)) {
-            found += 1;
+        if count == 0 {
+            return Ok(found);
         }
     }
-    Ok(found)
 }
 
 /// An address as the kernel's tables have it: words of 32 bits in the order of this machine, in hexadecimal digits.

@@ -72,7 +72,9 @@ impl Driver {
         match others {
             Ok(0) => {}
             Ok(_) => {
-                return Some("another process, an earlier generation maybe, still has sockets of this group".to_owned());
+                return Some(
+                    "another process, an earlier generation maybe, still has sockets of this group".to_owned(),
+                );
             }
             Err(error) => return Some(format!("cannot look for other sockets of this group: {error}")),
         }

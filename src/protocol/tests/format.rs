@@ -35,7 +35,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             local: "127.0.0.1:8080".to_owned(),
             network_namespace: Some(1),
         }),
-        retired: false,
+        retired: true,
     };
     let admin = Entry {
         name: "admin".to_owned(),
