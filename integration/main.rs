@@ -30,6 +30,7 @@ mod namespaces;
 mod parity;
 mod peer;
 mod peers;
+mod probation;
 mod program;
 mod puppet;
 mod recorded;

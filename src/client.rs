@@ -11,7 +11,7 @@ use crate::control::{self, Connect};
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
 use crate::history::TakeoverRecord;
-use crate::protocol::message::{Ask, Message, Question};
+use crate::protocol::message::{Ask, Message, Question, cut};
 use crate::status::Status;
 
 /// The pause before another try where the owner's queue is full: the kernel has no event for that.
@@ -128,7 +128,41 @@ impl Client {
     /// # Errors
     /// As for [`status`](Client::status).
     pub fn stop(&mut self) -> Result<()> {
-        self.ask(Question::Stop)?;
+        self.order(Question::Stop)
+    }
+
+    /// Ends the probation of the owner, forwards: it stays, and the predecessor that stands by drains.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); refused with `no-probation` where there is none.
+    pub fn confirm(&mut self) -> Result<()> {
+        self.order(Question::Confirm)
+    }
+
+    /// Ends the probation of the owner, backwards, and waits until the predecessor that stands by owns. `reason` is for
+    /// people.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status). Refused with `no-probation` where there is none, with `link-lost` where the
+    /// predecessor cannot be told, and with `release`, `deadline` or `commit` where it came to nothing: the owner serves
+    /// on.
+    pub fn roll_back(&mut self, reason: &str) -> Result<()> {
+        self.order(Ask { reason: cut(reason.to_owned()), ..Ask::from(Question::Rollback) })
+    }
+
+    /// Asks the owner to stand by for so long after its next takeover, whether or not the successor asks for it. Holds as
+    /// long as this client is connected.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status).
+    pub fn want_probation(&mut self, time: Duration) -> Result<()> {
+        let probation_ms = Some(time.as_millis() as u64);
+        self.order(Ask { probation_ms, ..Ask::from(Question::Probation) })
+    }
+
+    /// Asks for something to be done, and waits until it is.
+    fn order(&mut self, ask: impl Into<Ask>) -> Result<()> {
+        self.ask(ask)?;
         let end = Instant::now() + self.timeout;
         loop {
             match self.receive(Some(end))? {
@@ -143,8 +177,8 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, question: Question) -> Result<()> {
-        self.connection.send(&Ask { question }.into());
+    fn ask(&mut self, ask: impl Into<Ask>) -> Result<()> {
+        self.connection.send(&ask.into().into());
         let end = Instant::now() + self.timeout;
         loop {
             match self.connection.flush() {

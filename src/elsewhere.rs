@@ -39,6 +39,7 @@ pub(crate) mod driver {
         pub(crate) exclusive: bool,
         pub(crate) state: Option<StateKind>,
         pub(crate) holding: bool,
+        pub(crate) process_stays: bool,
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,

@@ -27,10 +27,14 @@ pub struct Handoff {
     exclusive: bool,
     state: Option<StateKind>,
     holding: bool,
+    process_stays: bool,
     pid_file: Option<PathBuf>,
     #[cfg(feature = "systemd")]
     systemd: bool,
     drain_within: Duration,
+    probation: Option<Duration>,
+    demands_probation: bool,
+    takeover_confirms: bool,
     guests: Guests,
     shared_folder: bool,
     allow_foreign_network_namespace: bool,
@@ -51,10 +55,14 @@ impl Handoff {
             exclusive: false,
             state: None,
             holding: false,
+            process_stays: false,
             pid_file: None,
             #[cfg(feature = "systemd")]
             systemd: false,
             drain_within: Duration::from_secs(30),
+            probation: None,
+            demands_probation: false,
+            takeover_confirms: false,
             guests: Guests::default(),
             shared_folder: false,
             allow_foreign_network_namespace: false,
@@ -81,6 +89,36 @@ impl Handoff {
     #[must_use]
     pub fn drain_within(mut self, limit: Duration) -> Handoff {
         self.drain_within = limit;
+        self
+    }
+
+    /// Asks the predecessor to stand by for so long once this process owns, 24 h at most: it keeps its listeners, its
+    /// connections and its state, and accepts nothing. Should this process die, it serves again at once. Until the time has
+    /// passed, or [`Serving::confirm`](crate::Serving::confirm) is called, the service can go back on purpose, with the
+    /// state as it is then: [`Serving::give_back`](crate::Serving::give_back). None unless told otherwise.
+    ///
+    /// A first process has nobody to go back to, and neither has one whose predecessor died, or is too old to know of this:
+    /// they serve without; [`Serving::probation`](crate::Serving::probation) tells. An operator may have asked the
+    /// predecessor for another time, which then counts.
+    #[must_use]
+    pub fn probation(mut self, time: Duration) -> Handoff {
+        self.probation = Some(time).filter(|time| !time.is_zero());
+        self
+    }
+
+    /// Gives up where the predecessor does not grant a [`probation`](Handoff::probation): the start ends with
+    /// [`Error::Refused`](crate::Error::Refused), code `no-probation`, and the predecessor serves on.
+    #[must_use]
+    pub fn demand_probation(mut self, demand: bool) -> Handoff {
+        self.demands_probation = demand;
+        self
+    }
+
+    /// Whether a takeover that comes while this process is on probation confirms it. Unless told so it is refused, with the
+    /// code `probation` and the time after which it can come again.
+    #[must_use]
+    pub fn takeover_confirms(mut self, confirms: bool) -> Handoff {
+        self.takeover_confirms = confirms;
         self
     }
 
@@ -134,6 +172,15 @@ impl Handoff {
     #[must_use]
     pub fn holding(mut self, holding: bool) -> Handoff {
         self.holding = holding;
+        self
+    }
+
+    /// Says that this process lives on once it has drained, as where an orchestrator starts again whatever ends: its
+    /// successor counts the drain as over then. Unless told otherwise it is over when the process has ended, for `ctl
+    /// status` and `ctl wait --drained` as well. [`Serving`](crate::Serving) and all that came from it must be gone by then.
+    #[must_use]
+    pub fn process_stays(mut self, stays: bool) -> Handoff {
+        self.process_stays = stays;
         self
     }
 
@@ -261,9 +308,13 @@ impl Handoff {
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
             holding: self.holding,
+            process_stays: self.process_stays,
             pid_file,
             #[cfg(feature = "systemd")]
             systemd: self.systemd && wants == Wants::Takeover,
+            probation: self.probation,
+            demands_probation: self.demands_probation,
+            takeover_confirms: self.takeover_confirms,
             drain_within: self.drain_within,
             guests: self.guests,
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,

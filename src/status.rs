@@ -60,6 +60,24 @@ pub struct DrainStatus {
     pub left_ms: Option<u64>,
 }
 
+/// A probation that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ProbationStatus {
+    /// The other side: who stands by, in the status of an owner; who is on probation, in that of the process that stands
+    /// by for it.
+    pub who: Who,
+    /// For how long it has been going on, in milliseconds.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// How long it will go on yet, in milliseconds; then it is confirmed.
+    #[serde(default)]
+    pub left_ms: Option<u64>,
+    /// The time has passed, the one on probation has said nothing, and it still holds the lock.
+    #[serde(default)]
+    pub overdue: bool,
+}
+
 /// One listener of the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -79,7 +97,7 @@ pub struct ListenerStatus {
     pub accept_queue_limit: Option<u32>,
     /// The cookie of the network namespace that it lives in (`SO_NETNS_COOKIE`), where the owner lives in another: it
     /// goes deaf, without any error, when that one ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub foreign_network_namespace: Option<u64>,
 }
 
@@ -112,6 +130,9 @@ pub struct Status {
     /// The predecessor, while it still drains.
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
+    /// The probation that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probation: Option<ProbationStatus>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

@@ -236,6 +236,11 @@ pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 0)
 }
 
+/// Lets senders to this socket pass descriptors, where that was refused before.
+pub(crate) fn admit_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 1)
+}
+
 /// `TCP_DEFER_ACCEPT`, in seconds: a connection is accepted once there is something to read.
 pub(crate) fn set_defer_accept(fd: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds)

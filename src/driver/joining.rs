@@ -139,12 +139,17 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello =
-            Hello { state: self.settings.state.is_some(), history: self.settings.wants == Wants::Takeover, ..hello };
+        let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
+        let (state, history) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
+        let hello = Hello { state, history, probation_ms, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
-        self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
+        let mut successor = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+        if self.settings.demands_probation {
+            successor.demand_probation();
+        }
+        self.successor = Some(successor);
         self.perform_successor(out)
     }
 
@@ -179,7 +184,9 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
+        predecessor.set_stays(self.settings.process_stays);
         self.predecessor = Some(predecessor);
+        self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }
@@ -189,7 +196,7 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
-            let drained = self.elder.take().is_some();
+            let drained = !self.has_giver() && self.elder.take().is_some();
             if drained {
                 self.changed = true;
                 self.remove_dropped();
@@ -207,6 +214,7 @@ impl Driver {
                 self.forget_peer(link);
             }
             self.work.push_back(Work::Successor(successor::Input::Died));
+            self.owner_hears_of_elder(predecessor::Input::Died);
         }
     }
 
@@ -348,6 +356,7 @@ impl Driver {
             Failure::GaveUp(why) => Error::GaveUp(why),
             Failure::Withdrew(why) => match why.code.as_str() {
                 "cancelled" => Error::Cancelled,
+                "no-probation" => Error::Refused(why),
                 _ => cause.unwrap_or(Error::Misbehaved(why.message)),
             },
             Failure::NotServed | Failure::LinkLost => Error::LinkLost,

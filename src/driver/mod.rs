@@ -17,6 +17,7 @@ mod owning;
 #[cfg(feature = "systemd")]
 mod passed;
 mod peers;
+mod probation;
 mod receiving;
 mod state;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
@@ -37,6 +38,7 @@ use nix::sys::inotify::Inotify;
 use self::family::Family;
 use self::groups::Group;
 use self::history::Journal;
+use self::probation::Probation;
 use self::state::Arriving;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
@@ -89,8 +91,16 @@ pub(crate) struct Settings {
     /// What the application's state is written in, where it hands one on.
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
+    /// Whether this process lives on after it has left.
+    pub(crate) process_stays: bool,
     /// Where the owner writes its pid, absolute.
     pub(crate) pid_file: Option<PathBuf>,
+    /// For how long the predecessor is asked to stand by.
+    pub(crate) probation: Option<Duration>,
+    /// There is to be no takeover without that.
+    pub(crate) demands_probation: bool,
+    /// A takeover that comes during a probation confirms it.
+    pub(crate) takeover_confirms: bool,
     /// Whether systemd is listened to, and told.
     #[cfg(feature = "systemd")]
     pub(crate) systemd: bool,
@@ -115,6 +125,7 @@ pub(crate) enum Notice {
     /// This process will not own.
     Failed(Error),
     Release,
+    StandBy,
     Resume,
     Leave(Reason),
     Exit,
@@ -175,6 +186,8 @@ pub(crate) struct Driver {
     elder_pidfd: Option<OwnedFd>,
     /// The predecessor, while it drains.
     elder: Option<DrainStatus>,
+    /// What there is to remember of a probation.
+    probation: Probation,
     /// The pidfd of a successor whose connection is gone.
     heir_pidfd: Option<(Peer, OwnedFd)>,
     /// The application's state on its way to the successor.
@@ -246,6 +259,7 @@ impl Driver {
             link: None,
             elder_pidfd: None,
             elder: None,
+            probation: Probation::default(),
             heir_pidfd: None,
             departing: None,
             arriving: None,

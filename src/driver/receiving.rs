@@ -26,6 +26,12 @@ const HEADROOM: u64 = 32;
 impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        if let Some(link) = self.link
+            && self.elder_speaks(link)
+            && !matches!(message, Message::Draining(_) | Message::Bye(_) | Message::Descriptors(_))
+        {
+            return self.owner(predecessor::Input::Message(link, message));
+        }
         let input = match message {
             Message::Descriptors(_) if self.expects_state() => return self.keep_state(descriptors),
             Message::Descriptors(count) => match self.keep(descriptors) {
@@ -41,6 +47,10 @@ impl Driver {
                 self.note_later_step("drained");
                 info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
                 self.elder_tells(Some(bye.in_flight), None);
+                if bye.stays && self.elder.take().is_some() {
+                    // What else its process does is no part of a drain.
+                    self.remove_dropped();
+                }
                 return;
             }
             message => {
@@ -57,7 +67,7 @@ impl Driver {
         self.work.push_back(Work::Successor(input));
     }
 
-    fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
+    pub(super) fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
         if let Some(elder) = &mut self.elder {
             elder.in_flight = in_flight;
             elder.left_ms = left_ms;

@@ -1,6 +1,7 @@
 //! What an owner tells about itself, to whoever asks and to whoever watches.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use log::{info, warn};
 
@@ -32,8 +33,12 @@ impl Driver {
         }
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
+        } else if self.takeover_since.is_none() {
+            self.takeover_since = Some(Instant::now());
         }
-        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        let probation = (predecessor.stands_by(), predecessor.stands_by_for());
+        let told =
+            format!("{phase} {} {:?} {:?} {probation:?}", predecessor.generation(), predecessor.takeover(), self.elder);
         if told == self.told {
             return;
         }
@@ -116,6 +121,7 @@ impl Driver {
             })
             .collect();
         let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
+        let probation = self.probation_status();
         Status {
             generation: self.generation(),
             pid: self.pid,
@@ -131,7 +137,9 @@ impl Driver {
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
                 step_since_ms: self.step_since_ms(),
             }),
-            predecessor: self.elder.clone(),
+            // One that stands by does not drain.
+            predecessor: self.elder.clone().filter(|_| probation.is_none()),
+            probation,
             listener_count: listeners.len() as u32,
             listeners,
         }

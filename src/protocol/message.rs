@@ -60,6 +60,9 @@ pub(crate) struct Hello {
     /// It takes a [`History`].
     #[serde(default)]
     pub(crate) history: bool,
+    /// For how long it asks the predecessor to stand by after the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -97,6 +100,9 @@ pub(crate) struct Offer {
     /// How many descriptors may be under way without an `Ack`.
     #[serde(default)]
     pub(crate) window: Option<u32>,
+    /// For how long the owner will stand by after the commit, where the successor wants that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
 }
 
 /// A part of the manifest.
@@ -143,15 +149,20 @@ impl Ready {
     /// Leaves out the names that one frame has no room for.
     pub(crate) fn cut(mut self) -> Ready {
         for names in [&mut self.bound, &mut self.dropped, &mut self.missing] {
-            let mut bytes = 0;
-            let fitting = names.iter().take(MAX_REPORTED).take_while(|name| {
-                bytes += name.len() + 3;
-                bytes <= MAX_REPORTED_BYTES
-            });
-            names.truncate(fitting.count());
+            cut_names(names);
         }
         self
     }
+}
+
+/// Leaves out the names that a report on the wire has no room for.
+pub(crate) fn cut_names(names: &mut Vec<String>) {
+    let mut bytes = 0;
+    let fitting = names.iter().take(MAX_REPORTED).take_while(|name| {
+        bytes += name.len() + 3;
+        bytes <= MAX_REPORTED_BYTES
+    });
+    names.truncate(fitting.count());
 }
 
 /// The application's state: one descriptor follows, and an `Ack` that counts it.
@@ -176,6 +187,22 @@ pub(crate) struct Released {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Owning {
     pub(crate) generation: u64,
+    /// It is on probation for so long, as it was offered: [`Confirmed`] or [`TakeBack`] will end that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
+}
+
+/// The owner lock is free again, for the predecessor that stands by alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct TakeBack {
+    /// That of the takeover that is undone.
+    pub(crate) nonce: u64,
+    /// Why, for people.
+    #[serde(default)]
+    pub(crate) reason: String,
+    /// Entries that the predecessor does not have: they end with the successor.
+    #[serde(default, deserialize_with = "bounded")]
+    pub(crate) lost: Vec<String>,
 }
 
 /// The predecessor may drain: nobody will ask it back.
@@ -200,10 +227,13 @@ pub(crate) struct Bye {
     pub(crate) forced: bool,
     #[serde(default)]
     pub(crate) in_flight: u64,
+    /// The process lives on, and has to do with the service in another way, or in none.
+    #[serde(default)]
+    pub(crate) stays: bool,
 }
 
 words! {
-    /// What a control client asks. None of these changes anything but `Stop`.
+    /// What a control client asks. `Status` and `Watch` change nothing.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -211,6 +241,12 @@ words! {
         Watch = "watch",
         /// Leave without a successor.
         Stop = "stop",
+        /// End a probation: the predecessor may drain.
+        Confirm = "confirm",
+        /// End a probation: the predecessor takes the service back.
+        Rollback = "rollback",
+        /// Stand by after the next takeover, as long as this client is connected when it begins.
+        Probation = "probation",
         /// The last takeovers.
         History = "history",
     }
@@ -220,6 +256,18 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Ask {
     pub(crate) question: Question,
+    /// Why, for people: of `Rollback`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) reason: String,
+    /// For how long: of `Probation`; nothing takes the wish back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
+}
+
+impl From<Question> for Ask {
+    fn from(question: Question) -> Ask {
+        Ask { question, reason: String::new(), probation_ms: None }
+    }
 }
 
 /// A part of the listeners of a status.
@@ -347,6 +395,7 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
+    17 TakeBack "take-back";
     20 History "history";
     32 Ask "ask";
     33 Status "status";

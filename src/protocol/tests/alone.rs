@@ -59,7 +59,7 @@ fn a_drainer_has_patience_anew() {
         Input::Message(PEER, Ready::default().into()),
         Input::Expired(Timer::Commit),
         Input::Claimed(Found::Barred),
-        Input::Message(PEER, Owning { generation: 2 }.into()),
+        Input::Message(PEER, Owning { generation: 2, probation_ms: None }.into()),
         Input::Message(PEER, Confirmed {}.into()),
         Input::Gone(PEER),
     ];
