@@ -162,6 +162,31 @@ fn nothing_waits_in_a_new_member_as_long_as_the_predecessor_could_come_back() {
     assert!(queued.len() == 4 && queued.iter().all(|count| *count > 0), "{queued:?}");
 }
 
+/// Nothing that a new member has is lost where the service goes back, and the old group is whole again.
+#[test]
+fn a_group_that_grew_on_probation_goes_back_as_it_was() {
+    let scene = Scene::new();
+    let (mut first, address) = serve(&scene, "tcp-group", "127.0.0.1:0", 3, json!({}));
+    for size in [5, 1] {
+        let (mut second, _) =
+            serve(&scene, "tcp-group", &address, size, json!({"accept": false, "probation_ms": 600_000}));
+        first.event("stand-by");
+        let waiting: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(&address).unwrap()).collect();
+        let queued = queues(&scene);
+        assert!(queued.iter().take(3).all(|count| *count > 0), "{queued:?}");
+        assert!(queued.iter().skip(3).all(|count| *count == 0), "{queued:?}");
+        second.kill();
+        first.event("resume");
+        for stream in waiting {
+            assert_eq!(answer(stream).pid, first.pid());
+        }
+    }
+    first.ask(json!({"do": "accept", "on": false}));
+    let _waiting: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let queued = queues(&scene);
+    assert!(queued.len() == 3 && queued.iter().all(|count| *count > 0), "{queued:?}");
+}
+
 #[test]
 fn what_is_left_over_gets_nothing_more_and_is_let_go_of_once_nothing_can_wait_in_it() {
     let scene = Scene::new();

@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::Status;
+    use crate::status::{ProbationStatus, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -43,6 +43,9 @@ pub(crate) mod driver {
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,
+        pub(crate) probation: Option<Duration>,
+        pub(crate) demands_probation: bool,
+        pub(crate) takeover_confirms: bool,
         pub(crate) drain_within: Duration,
         pub(crate) guests: Guests,
         pub(crate) allow_foreign_network_namespace: bool,
@@ -57,6 +60,7 @@ pub(crate) mod driver {
         Serving,
         Failed(Error),
         Release,
+        StandBy,
         Resume,
         Leave(Reason),
         Exit,
@@ -92,6 +96,10 @@ pub(crate) mod driver {
         generation(&;) -> u64;
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
+        check_entry(&mut; &str) -> Result<()>;
+        probation_status(&;) -> Option<ProbationStatus>;
+        confirm(&mut;) -> Result<()>;
+        give_back(&mut; &str) -> Result<()>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
