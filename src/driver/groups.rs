@@ -43,6 +43,8 @@ impl Driver {
                 Arc::make_mut(&mut held.entry).retired = false;
             }
         }
+        // It may be claimed again after its members were removed.
+        self.groups.retain(|group| group.name != name);
         self.groups.push(Group { name: name.to_owned(), size, sockets, steered: None });
         if self.is_serving() {
             self.steer_groups();
