@@ -9,6 +9,7 @@ mod actor;
 mod bad_input;
 mod ctl;
 mod descriptors;
+mod drain;
 mod entries;
 mod examples;
 mod faces;

@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::Status;
+    use crate::status::{DrainStatus, PredecessorEnd, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -58,6 +58,7 @@ pub(crate) mod driver {
         Release,
         Resume,
         Leave(Reason),
+        PredecessorGone(PredecessorEnd),
         Exit,
     }
 
@@ -99,6 +100,10 @@ pub(crate) mod driver {
         progress(&mut; &str) -> Result<()>;
         ready(&mut;) -> Result<()>;
         elder(&;) -> Option<&Who>;
+        drainer(&;) -> Option<&DrainStatus>;
+        elder_end(&;) -> Option<PredecessorEnd>;
+        await_elder(&mut; Duration) -> Result<()>;
+        look_for_elder(&mut;) -> Result<Option<Option<PredecessorEnd>>>;
         is_last_holder(&;) -> bool;
         status(&;) -> Status;
         released(&mut;) -> Result<()>;

@@ -132,7 +132,7 @@ pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
-pub use status::{DrainStatus, ListenerStatus, Phase, Status, TakeoverStatus};
+pub use status::{DrainStatus, ListenerStatus, Phase, PredecessorEnd, Status, TakeoverStatus};
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report, StateOutcome};

@@ -12,7 +12,7 @@ use crate::handoff::{Stopper, pollable};
 use crate::manifest::Entry;
 use crate::protocol::predecessor::Reason;
 use crate::state::{Snapshot, State};
-use crate::status::Status;
+use crate::status::{DrainStatus, PredecessorEnd, Status};
 use crate::table::Report;
 use crate::wake::Wake;
 
@@ -31,6 +31,9 @@ pub enum Event {
     Resume,
     /// Stop accepting, then [`Serving::drain`].
     Leave(Reason),
+    /// The process from which this one has taken the service over has ended, and this is how. Nothing is to be done;
+    /// what only one process can have at a time, such as a large cache, may be taken now.
+    PredecessorGone(PredecessorEnd),
 }
 
 /// Something in flight: the drain waits until the last of these is dropped. Cheap to make and to clone.
@@ -116,6 +119,23 @@ impl Serving {
         self.driver.status()
     }
 
+    /// The process from which this one has taken the service over, as long as it drains: how much it has in flight and
+    /// how long it may go on, as it last told, which it does about once a second. `None` where there is none any more.
+    #[must_use]
+    pub fn predecessor(&self) -> Option<&DrainStatus> {
+        self.driver.drainer()
+    }
+
+    /// How the process ended from which this one has taken the service over; `None` as long as it is there.
+    ///
+    /// The kernel says that it has ended, by its pidfd, and its own last word says how: so a process that is stopped, or
+    /// that has drained and not yet exited, is still there. After this process has [resumed](Event::Resume) it is still
+    /// that process which is meant, and not the successor that died.
+    #[must_use]
+    pub fn predecessor_end(&self) -> Option<PredecessorEnd> {
+        self.driver.elder_end()
+    }
+
     /// Every entry that the next successor is offered, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.driver.table.iter().map(|held| &*held.entry)
@@ -184,6 +204,7 @@ impl Serving {
                     self.left = Some(reason);
                     return Ok(Some(Event::Leave(reason)));
                 }
+                Notice::PredecessorGone(end) => return Ok(Some(Event::PredecessorGone(end))),
                 // Of the time before this one, or of a drain, which has a type of its own.
                 Notice::Started | Notice::Serving | Notice::Failed(_) | Notice::Exit => {}
             }

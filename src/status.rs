@@ -27,6 +27,20 @@ words! {
     }
 }
 
+words! {
+    /// How the process ended from which this one has taken the service over.
+    pub enum PredecessorEnd {
+        /// There was none: this process was the first.
+        Absent = "absent",
+        /// It had nothing in flight any more, and left.
+        Clean = "clean",
+        /// Its drain was ended with something still in flight: by its drain deadline, or by an operator.
+        Forced = "forced",
+        /// It ended without a last word: by a signal, by a crash, or by an exit in the middle of its drain.
+        Killed = "killed",
+    }
+}
+
 /// A takeover that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -7,6 +7,7 @@
 //! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
 //! this process, and `supervised` what it has to know.
 
+mod elder;
 mod entries;
 mod family;
 mod folder;
@@ -52,7 +53,7 @@ use crate::protocol::successor::{self, Successor};
 use crate::protocol::{Deadlines, Timer};
 use crate::shared::SharedFd;
 use crate::spare::Spares;
-use crate::status::{DrainStatus, Phase};
+use crate::status::{DrainStatus, Phase, PredecessorEnd};
 use crate::sys;
 use crate::table::{Held, Table};
 use crate::temporary::Temporary;
@@ -115,6 +116,8 @@ pub(crate) enum Notice {
     Release,
     Resume,
     Leave(Reason),
+    /// The process that this one followed has ended.
+    PredecessorGone(PredecessorEnd),
     Exit,
 }
 
@@ -130,6 +133,8 @@ enum Key {
     Crowded(Peer),
     Accept,
     Drain,
+    /// How long the application waits for the end of the predecessor.
+    Elder,
     /// Time to show systemd that this process lives.
     #[cfg(feature = "systemd")]
     Watchdog,
@@ -173,6 +178,10 @@ pub(crate) struct Driver {
     elder_pidfd: Option<OwnedFd>,
     /// The predecessor, while it drains.
     elder: Option<DrainStatus>,
+    /// Its last word: whether its drain was forced.
+    elder_bye: Option<bool>,
+    /// How it ended.
+    elder_end: Option<PredecessorEnd>,
     /// The pidfd of a successor whose connection is gone.
     heir_pidfd: Option<(Peer, OwnedFd)>,
     /// The application's state on its way to the successor.
@@ -242,6 +251,8 @@ impl Driver {
             link: None,
             elder_pidfd: None,
             elder: None,
+            elder_bye: None,
+            elder_end: None,
             heir_pidfd: None,
             departing: None,
             arriving: None,
@@ -451,8 +462,8 @@ impl Driver {
             Key::Accept if self.family.accepting => self.accept(),
             Key::Accept if self.owns() => self.start_control(),
             Key::Accept => {}
-            // The drain itself looks at whether its deadline is still armed.
-            Key::Drain => {}
+            // The drain itself looks at whether its deadline is still armed, and so does who waits for the predecessor.
+            Key::Drain | Key::Elder => {}
             #[cfg(feature = "systemd")]
             Key::Watchdog => self.pet_watchdog(),
             #[cfg(feature = "systemd")]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use log::{debug, info};
+use log::debug;
 use mio::Interest;
 use nix::errno::Errno;
 use nix::libc;
@@ -32,17 +32,9 @@ impl Driver {
                 Ok(()) => successor::Input::Arrived(u32::from(count)),
                 Err(error) => successor::Input::Lied(self.withdraw_for(error)),
             },
-            Message::Draining(draining) => {
-                self.elder_tells(Some(draining.in_flight), draining.left_ms);
-                return;
-            }
+            Message::Draining(draining) => return self.elder_drains(draining),
             Message::History(history) => return self.inherit_history(history),
-            Message::Bye(bye) => {
-                self.note_later_step("drained");
-                info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
-                self.elder_tells(Some(bye.in_flight), None);
-                return;
-            }
+            Message::Bye(bye) => return self.elder_says_bye(bye),
             message => {
                 if let Message::Offer(offer) = &message {
                     self.family.backlog = offer.backlog.unwrap_or(control::BACKLOG);
@@ -55,14 +47,6 @@ impl Driver {
             }
         };
         self.work.push_back(Work::Successor(input));
-    }
-
-    fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
-        if let Some(elder) = &mut self.elder {
-            elder.in_flight = in_flight;
-            elder.left_ms = left_ms;
-            self.changed = true;
-        }
     }
 
     /// Says to the predecessor why this side withdraws, and keeps the error itself for the application.
