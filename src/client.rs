@@ -128,7 +128,33 @@ impl Client {
     /// # Errors
     /// As for [`status`](Client::status).
     pub fn stop(&mut self) -> Result<()> {
-        self.ask(Question::Stop)?;
+        self.order(Question::Stop)
+    }
+
+    /// Moves the drain deadline of those who drain, or of the one that owned this generation: a predecessor of the owner,
+    /// those before it that the owner still knows, and an owner that was asked to stop. It answers when they have obeyed.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); [`Error::Refused`] with `no-drain` where nobody drains, with `deadline` where
+    /// one that drains has not obeyed within 3 s (it may be stopped, and obeys when it goes on), and with `unsupported`
+    /// by an owner, or for a predecessor, of a version that cannot do it.
+    pub fn extend_drain(&mut self, by: Duration, generation: Option<u64>) -> Result<()> {
+        let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.order(Ask { by_ms, generation, ..Question::ExtendDrain.into() })
+    }
+
+    /// Ends the drain of those who drain, or of the one that owned this generation, as if its deadline had passed. It
+    /// answers when they have begun to end, or have ended.
+    ///
+    /// # Errors
+    /// As for [`extend_drain`](Client::extend_drain).
+    pub fn finish_drain(&mut self, generation: Option<u64>) -> Result<()> {
+        self.order(Ask { generation, ..Question::FinishDrain.into() })
+    }
+
+    /// Asks for something that is answered when it is done.
+    fn order(&mut self, order: impl Into<Ask>) -> Result<()> {
+        self.ask(order)?;
         let end = Instant::now() + self.timeout;
         loop {
             match self.receive(Some(end))? {
@@ -143,8 +169,8 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, question: Question) -> Result<()> {
-        self.connection.send(&Ask { question }.into());
+    fn ask(&mut self, question: impl Into<Ask>) -> Result<()> {
+        self.connection.send(&question.into().into());
         let end = Instant::now() + self.timeout;
         loop {
             match self.connection.flush() {

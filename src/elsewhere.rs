@@ -138,6 +138,7 @@ pub(crate) mod driver {
 
 pub(crate) mod wake {
     use super::Error;
+    use crate::ages::Age;
     use crate::error::Result;
 
     #[derive(Debug)]
@@ -156,11 +157,11 @@ pub(crate) mod wake {
             match *self {}
         }
 
-        pub(crate) fn take_lease(&self) {
+        pub(crate) fn take_lease(&self) -> Age {
             match *self {}
         }
 
-        pub(crate) fn drop_lease(&self) {
+        pub(crate) fn drop_lease(&self, _: Age) {
             match *self {}
         }
 
@@ -356,6 +357,22 @@ pub(crate) mod client {
         /// # Errors
         /// None: there is no such value.
         pub fn stop(&mut self) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Moves the drain deadline of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn extend_drain(&mut self, _: Duration, _: Option<u64>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Ends the drain of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn finish_drain(&mut self, _: Option<u64>) -> Result<()> {
             match self.never {}
         }
     }

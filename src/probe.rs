@@ -81,7 +81,7 @@ pub enum Say {
 
 impl Say {
     fn message(&self) -> Message {
-        let ask = |question| Ask { question }.into();
+        let ask = |question| Ask::from(question).into();
         match self {
             Say::Hello(hello) => message::Hello {
                 min_version: hello.min_version,
@@ -93,6 +93,7 @@ impl Say {
                 network_namespace: None,
                 state: false,
                 history: false,
+                drain_links: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use crate::ages::Age;
 use crate::claim::Claim;
 use crate::drain::Draining;
 use crate::driver::{Driver, Notice};
@@ -40,12 +41,13 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Lease {
     wake: Arc<Wake>,
+    age: Age,
 }
 
 impl Lease {
     pub(crate) fn new(wake: Arc<Wake>) -> Lease {
-        wake.take_lease();
-        Lease { wake }
+        let age = wake.take_lease();
+        Lease { wake, age }
     }
 
     /// Whether this process has been told to leave: a good moment to say so to the client of a kept-alive connection.
@@ -63,7 +65,7 @@ impl Clone for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.wake.drop_lease();
+        self.wake.drop_lease(self.age);
     }
 }
 

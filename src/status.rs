@@ -66,12 +66,18 @@ pub struct TakeoverStatus {
 pub struct DrainStatus {
     /// Who drains.
     pub who: Who,
+    /// The generation that it owned; 0 where it is not known.
+    #[serde(default)]
+    pub generation: u64,
     /// How much it still has in flight, as it last said.
     #[serde(default)]
     pub in_flight: Option<u64>,
     /// Until its drain deadline, in milliseconds, as it last said.
     #[serde(default)]
     pub left_ms: Option<u64>,
+    /// For how long the oldest of what it has in flight has been going on, in milliseconds, as it last said.
+    #[serde(default)]
+    pub oldest_ms: Option<u64>,
 }
 
 /// One listener of the service.
@@ -122,6 +128,9 @@ pub struct Status {
     /// The predecessor, while it still drains.
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
+    /// All processes that drain and are known to this one: its predecessor first, then those before it. 16 at most.
+    #[serde(default)]
+    pub drainers: Vec<DrainStatus>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

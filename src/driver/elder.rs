@@ -21,13 +21,20 @@ impl Driver {
             None => self.elder_end = Some(PredecessorEnd::Absent),
             Some(successor) if successor.predecessor_died() => self.elder_end = Some(PredecessorEnd::Killed),
             Some(successor) => {
-                self.elder = Some(DrainStatus { who: successor.predecessor().clone(), in_flight: None, left_ms: None });
+                self.elder = Some(DrainStatus {
+                    who: successor.predecessor().clone(),
+                    generation: successor.generation().saturating_sub(1),
+                    ..DrainStatus::default()
+                });
             }
         }
     }
 
     pub(super) fn elder_drains(&mut self, draining: Draining) {
-        self.elder_tells(draining.in_flight, draining.left_ms);
+        // By its drain link it says the same, and more.
+        if !self.drainers.hears_predecessor() {
+            self.elder_tells(draining.in_flight, draining.left_ms);
+        }
     }
 
     pub(super) fn elder_says_bye(&mut self, bye: Bye) {
@@ -57,6 +64,7 @@ impl Driver {
         if let Some(link) = self.link {
             self.talk(link);
         }
+        self.forget_predecessors_link();
         if drained {
             self.note_later_step("gone");
             let end = match self.elder_bye {

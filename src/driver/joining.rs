@@ -139,8 +139,8 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello =
-            Hello { state: self.settings.state.is_some(), history: self.settings.wants == Wants::Takeover, ..hello };
+        let takeover = self.settings.wants == Wants::Takeover;
+        let hello = Hello { state: self.settings.state.is_some(), history: takeover, drain_links: takeover, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();

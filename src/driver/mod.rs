@@ -7,6 +7,8 @@
 //! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
 //! this process, and `supervised` what it has to know.
 
+mod drain_link;
+mod drainers;
 mod elder;
 mod entries;
 mod family;
@@ -19,6 +21,7 @@ mod passed;
 mod peers;
 mod receiving;
 mod state;
+mod steered;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
 mod supervised;
 mod telling;
@@ -34,9 +37,11 @@ use log::{debug, info};
 use mio::Interest;
 use nix::sys::inotify::Inotify;
 
+use self::drainers::Drainers;
 use self::family::Family;
 use self::history::Journal;
 use self::state::Arriving;
+use self::steered::Tail;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
 use crate::connection::Connection;
@@ -135,6 +140,8 @@ enum Key {
     Drain,
     /// How long the application waits for the end of the predecessor.
     Elder,
+    /// How long a client waits until those who drain have obeyed.
+    Relay(Peer),
     /// Time to show systemd that this process lives.
     #[cfg(feature = "systemd")]
     Watchdog,
@@ -182,6 +189,10 @@ pub(crate) struct Driver {
     elder_bye: Option<bool>,
     /// How it ended.
     elder_end: Option<PredecessorEnd>,
+    /// The drain links of those before this process.
+    drainers: Drainers,
+    /// This process's own, while it drains.
+    tail: Option<Tail>,
     /// The pidfd of a successor whose connection is gone.
     heir_pidfd: Option<(Peer, OwnedFd)>,
     /// The application's state on its way to the successor.
@@ -253,6 +264,8 @@ impl Driver {
             elder: None,
             elder_bye: None,
             elder_end: None,
+            drainers: Drainers::default(),
+            tail: None,
             heir_pidfd: None,
             departing: None,
             arriving: None,
@@ -330,7 +343,7 @@ impl Driver {
     /// Takes what waits to be read.
     fn read_on(&mut self) -> Result<()> {
         for peer in std::mem::take(&mut self.unread) {
-            self.talk(peer);
+            self.hear(peer);
             self.run()?;
         }
         if self.unaccepted {
@@ -352,12 +365,27 @@ impl Driver {
                 token if token < FIRST_PEER => self.manager_answers(token),
                 token => {
                     let peer = ((token - FIRST_PEER) / 2) as Peer;
-                    if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
+                    if token % 2 == FIRST_PEER % 2 { self.hear(peer) } else { self.died(peer) }
                 }
             }
             self.run()?;
         }
         Ok(())
+    }
+
+    /// Something can be read, from a connection or a drain link.
+    fn hear(&mut self, peer: Peer) {
+        if self.drainers.has(peer) {
+            self.hear_drainer(peer);
+        } else if self.tail.as_ref().is_some_and(|tail| tail.id == peer) {
+            self.hear_steering();
+        } else {
+            self.talk(peer);
+        }
+    }
+
+    fn died(&mut self, peer: Peer) {
+        if self.drainers.has(peer) { self.drainer_died(peer) } else { self.peer_died(peer) }
     }
 
     /// Whether something is left to do of which no event will tell.
@@ -464,6 +492,7 @@ impl Driver {
             Key::Accept => {}
             // The drain itself looks at whether its deadline is still armed, and so does who waits for the predecessor.
             Key::Drain | Key::Elder => {}
+            Key::Relay(client) => self.relay_expired(client),
             #[cfg(feature = "systemd")]
             Key::Watchdog => self.pet_watchdog(),
             #[cfg(feature = "systemd")]

@@ -133,6 +133,9 @@ impl Driver {
                     if let Message::Released(_) = message {
                         self.tell_heir_history(peer, true);
                     }
+                    if let Message::Bye(bye) = &message {
+                        self.say_bye_by_tail(bye);
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
@@ -154,6 +157,7 @@ impl Driver {
                     let history = self.history();
                     self.send(peer, &history);
                 }
+                Output::Steer(peer, ask) => self.steer(peer, &ask),
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
                     self.takeover_since = Some(Instant::now());
@@ -247,7 +251,7 @@ impl Driver {
         self.poller.disarm(Key::Accept);
     }
 
-    fn refuse(&mut self, peer: Peer, mut why: Refusal) {
+    pub(super) fn refuse(&mut self, peer: Peer, mut why: Refusal) {
         if why.who.is_some() {
             why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
         }
@@ -322,6 +326,8 @@ impl Driver {
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
+                self.drop_tail();
+                self.wake_drainers();
                 self.owns_again();
                 Notice::Resume
             }
@@ -337,6 +343,9 @@ impl Driver {
                 }
                 self.wake.set_draining(true);
                 self.poller.arm(Key::Drain, self.settings.drain_within);
+                if reason == Reason::Successor {
+                    self.hand_on_drainers();
+                }
                 Notice::Leave(reason)
             }
             predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
@@ -393,6 +402,7 @@ impl Driver {
         let in_flight = self.wake.leases();
         let left = self.drain_left();
         self.owner(predecessor::Input::InFlight { in_flight, left });
+        self.report_by_tail(false);
     }
 
     /// Until the drain deadline; `None` where there is none.

@@ -27,6 +27,9 @@ impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         let input = match message {
+            // Only an owner is told of those who drain.
+            Message::Drainer(drainer) if self.predecessor.is_some() => return self.drainers.announce(drainer),
+            Message::Descriptors(_) if self.drainers.expects_link() => return self.meet_drainer(descriptors),
             Message::Descriptors(_) if self.expects_state() => return self.keep_state(descriptors),
             Message::Descriptors(count) => match self.keep(descriptors) {
                 Ok(()) => successor::Input::Arrived(u32::from(count)),

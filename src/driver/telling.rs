@@ -33,7 +33,8 @@ impl Driver {
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
         }
-        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        let drainers = self.all_drainers();
+        let told = format!("{phase} {generation} {:?} {drainers:?}", predecessor.takeover());
         if told == self.told {
             return;
         }
@@ -131,6 +132,7 @@ impl Driver {
                 step_since_ms: self.step_since_ms(),
             }),
             predecessor: self.elder.clone(),
+            drainers: self.all_drainers(),
             listener_count: listeners.len() as u32,
             listeners,
         }

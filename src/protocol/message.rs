@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::history::{TakeoverRecord, shorten};
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
-use crate::status::{ListenerStatus, Status};
+use crate::status::{DrainStatus, ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
 use crate::words::words;
 
@@ -60,6 +60,9 @@ pub(crate) struct Hello {
     /// It takes a [`History`].
     #[serde(default)]
     pub(crate) history: bool,
+    /// It takes the drain links of its predecessor, and of those before it that still drain.
+    #[serde(default)]
+    pub(crate) drain_links: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -190,6 +193,12 @@ pub(crate) struct Draining {
     /// Until the drain deadline.
     #[serde(default)]
     pub(crate) left_ms: Option<u64>,
+    /// For how long the oldest of it has been going on.
+    #[serde(default)]
+    pub(crate) oldest_ms: Option<u64>,
+    /// The number of the last [`Steer`] that was obeyed; 0: none was.
+    #[serde(default)]
+    pub(crate) obeyed: u64,
 }
 
 /// The predecessor's last words.
@@ -202,8 +211,38 @@ pub(crate) struct Bye {
     pub(crate) in_flight: u64,
 }
 
+/// A process that drains, and whose drain link follows, with its pidfd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Drainer {
+    pub(crate) drain: DrainStatus,
+    /// Its last word, where it has said it: whether its drain was forced.
+    #[serde(default)]
+    pub(crate) forced: Option<bool>,
+}
+
 words! {
-    /// What a control client asks. None of these changes anything but `Stop`.
+    /// What is to become of a drain.
+    pub(crate) enum Order {
+        /// Its deadline moves.
+        Extend = "extend",
+        /// Its deadline has passed.
+        Finish = "finish",
+    }
+}
+
+/// What the owner wants of a process that drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Steer {
+    /// Random: comes back when it was obeyed.
+    pub(crate) number: u64,
+    pub(crate) order: Order,
+    /// By how much the deadline moves.
+    #[serde(default)]
+    pub(crate) by_ms: u64,
+}
+
+words! {
+    /// What a control client asks. None of these changes anything but `Stop`, and the two that steer a drain.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -213,6 +252,10 @@ words! {
         Stop = "stop",
         /// The last takeovers.
         History = "history",
+        /// Move the deadline of those who drain.
+        ExtendDrain = "extend-drain",
+        /// End the drain of those who drain, now.
+        FinishDrain = "finish-drain",
     }
 }
 
@@ -220,6 +263,19 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Ask {
     pub(crate) question: Question,
+    /// By how much the deadline of a drain moves.
+    #[serde(default)]
+    pub(crate) by_ms: u64,
+    /// Whose drain is meant; of all of them, where there is none.
+    #[serde(default)]
+    pub(crate) generation: Option<u64>,
+}
+
+impl From<Question> for Ask {
+    /// A question that has nothing beside it.
+    fn from(question: Question) -> Ask {
+        Ask { question, by_ms: 0, generation: None }
+    }
 }
 
 /// A part of the listeners of a status.
@@ -348,6 +404,8 @@ messages! {
     15 Abort "abort";
     16 State "state";
     20 History "history";
+    24 Drainer "drainer";
+    25 Steer "steer";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -369,6 +427,7 @@ impl Message {
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
             // A client keeps what it is told until all of it is there.
             Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
+            Message::Status(status) if status.drainers.len() > MAX_PER_FRAME => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

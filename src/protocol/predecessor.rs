@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::message::{
-    Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
+    Abort, Ask, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
 };
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, Timer};
@@ -126,6 +126,8 @@ pub(crate) enum Output {
     },
     /// Answer with the last takeovers.
     TellHistory(Peer),
+    /// Pass on what a client wants of those who drain, and answer him when they have obeyed.
+    Steer(Peer, Ask),
     /// Close once everything that was sent is written.
     Close(Peer),
     /// Take byte 1 shared.
@@ -364,7 +366,7 @@ impl Predecessor {
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
-                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms }.into()));
+                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms, ..Draining::default() }.into()));
                 }
             }
             Input::Finish { forced, in_flight } => self.finish(forced, in_flight, out),
@@ -384,9 +386,11 @@ impl Predecessor {
                     self.stop(out);
                 }
                 // A refusal closes, and whoever was at something must not stay at it.
-                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
-                    self.fault(peer, "a question that this version does not know".to_owned(), out);
+                question if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, format!("the question {question} out of order"), out);
                 }
+                Question::ExtendDrain | Question::FinishDrain if self.owns() => out.push(Output::Steer(peer, ask)),
+                Question::ExtendDrain | Question::FinishDrain => out.push(Output::Refuse(peer, no_longer_owner())),
                 Question::Unknown => {
                     out.push(Output::Refuse(peer, Refusal::new("unsupported", "this version cannot do that")));
                 }
@@ -463,7 +467,7 @@ impl Predecessor {
             Stage::Starting => later("starting", "the owner is not ready yet", 200),
             _ if self.stopping => later("stopping", "the owner is about to stop", 500),
             Stage::Stopping | Stage::Gone => later("stopping", "the owner is about to stop", 500),
-            Stage::Leaving { .. } => later("draining", "this process is no longer the owner", 100),
+            Stage::Leaving { .. } => Err(no_longer_owner()),
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) => Err(Refusal {
                 who: Some(heir.who.clone()),
                 retry_after_ms: Some(1000),
@@ -862,6 +866,10 @@ impl Predecessor {
     fn is_rehearsal(&self, peer: Peer) -> bool {
         self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
     }
+}
+
+fn no_longer_owner() -> Refusal {
+    Refusal { retry_after_ms: Some(100), ..Refusal::new("draining", "this process is no longer the owner") }
 }
 
 /// Sends as many descriptors as the window allows.

@@ -240,6 +240,7 @@ impl Successor {
             network_namespace,
             state: false,
             history: false,
+            drain_links: false,
         }
     }
 

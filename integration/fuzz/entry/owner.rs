@@ -271,6 +271,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::SendDescriptors { peer, .. }
         | Output::Tell { peer, .. }
         | Output::TellHistory(peer)
+        | Output::Steer(peer, _)
         | Output::Close(peer) => Some(*peer),
         _ => None,
     }

@@ -58,6 +58,8 @@ pub(super) enum Asks {
     Stop,
     SomethingNew,
     History,
+    ExtendDrain,
+    FinishDrain,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -123,15 +125,15 @@ impl Says {
             Says::Draining => Draining::default().into(),
             Says::Bye => Bye::default().into(),
             Says::Abort(code) => Abort(code.refusal(None)).into(),
-            Says::Ask(asks) => Ask {
-                question: match asks {
-                    Asks::Status => Question::Status,
-                    Asks::Watch => Question::Watch,
-                    Asks::Stop => Question::Stop,
-                    Asks::SomethingNew => Question::Unknown,
-                    Asks::History => Question::History,
-                },
-            }
+            Says::Ask(asks) => Ask::from(match asks {
+                Asks::Status => Question::Status,
+                Asks::Watch => Question::Watch,
+                Asks::Stop => Question::Stop,
+                Asks::SomethingNew => Question::Unknown,
+                Asks::History => Question::History,
+                Asks::ExtendDrain => Question::ExtendDrain,
+                Asks::FinishDrain => Question::FinishDrain,
+            })
             .into(),
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),

@@ -19,6 +19,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -71,7 +72,9 @@ fn drain(drain: &DrainStatus) -> Value {
     json!({
         "pid": pid(drain.who.pid),
         "app_version": drain.who.app_version,
+        "generation": generation(drain.generation),
         "in_flight": drain.in_flight,
+        "oldest": milliseconds(drain.oldest_ms),
         "left": milliseconds(drain.left_ms),
     })
 }
@@ -87,8 +90,13 @@ fn listener(listener: &ListenerStatus) -> Value {
 }
 
 /// `null` for 0, which is no process (pid_namespaces(7)).
-fn pid(pid: u32) -> Option<u32> {
+pub(crate) fn pid(pid: u32) -> Option<u32> {
     Some(pid).filter(|pid| *pid != 0)
+}
+
+/// `null` for 0: the owner does not know it.
+pub(crate) fn generation(generation: u64) -> Option<u64> {
+    Some(generation).filter(|generation| *generation != 0)
 }
 
 /// `null` for what has none, such as a raw descriptor.
@@ -96,6 +104,6 @@ fn address(entry: &Entry) -> Option<&str> {
     Some(entry.address.as_str()).filter(|address| !address.is_empty())
 }
 
-fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
+pub(crate) fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
     milliseconds.map(|milliseconds| time::duration(Duration::from_millis(milliseconds)))
 }

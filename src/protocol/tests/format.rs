@@ -75,6 +75,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         network_namespace: Some(1),
         state: true,
         history: true,
+        drain_links: true,
     };
     let offer = Offer {
         version: 1,
@@ -121,6 +122,13 @@ fn samples() -> BTreeMap<&'static str, Message> {
         count: 1,
         last: 1_764_000_000_000,
     };
+    let drain = DrainStatus {
+        who: Who { pid: 4100, app_version: "2.0.8".to_owned() },
+        generation: 6,
+        in_flight: Some(1),
+        left_ms: Some(12_000),
+        oldest_ms: Some(48_000),
+    };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -136,11 +144,8 @@ fn samples() -> BTreeMap<&'static str, Message> {
             since_ms: 1500,
             step_since_ms: 40,
         }),
-        predecessor: Some(DrainStatus {
-            who: Who { pid: 4100, app_version: "2.0.8".to_owned() },
-            in_flight: Some(1),
-            left_ms: Some(12_000),
-        }),
+        predecessor: Some(drain.clone()),
+        drainers: vec![drain.clone()],
         listener_count: 1,
         listeners: Vec::new(),
     };
@@ -153,7 +158,10 @@ fn samples() -> BTreeMap<&'static str, Message> {
     };
     BTreeMap::from([
         ("hello", Message::from(hello.clone())),
-        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello }.into()),
+        (
+            "hello-rehearsal",
+            Hello { wants: Wants::Rehearsal, state: false, history: false, drain_links: false, ..hello }.into(),
+        ),
         ("refused", busy.into()),
         ("offer", offer.into()),
         ("entries", Entries { entries: [web, admin, spool].map(Arc::new).to_vec() }.into()),
@@ -167,13 +175,17 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8 }.into()),
         ("confirmed", Confirmed {}.into()),
-        ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
+        ("draining", Draining { in_flight: 2, left_ms: Some(28_500), oldest_ms: Some(61_500), obeyed: 0 }.into()),
         ("bye", Bye { forced: false, in_flight: 0 }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
-        ("ask-status", Ask { question: Question::Status }.into()),
-        ("ask-watch", Ask { question: Question::Watch }.into()),
-        ("ask-history", Ask { question: Question::History }.into()),
-        ("ask-stop", Ask { question: Question::Stop }.into()),
+        ("drainer", Drainer { drain, forced: None }.into()),
+        ("steer", Steer { number: 0x0123_4567_89ab_cdef, order: Order::Extend, by_ms: 30_000 }.into()),
+        ("ask-status", Ask::from(Question::Status).into()),
+        ("ask-watch", Ask::from(Question::Watch).into()),
+        ("ask-history", Ask::from(Question::History).into()),
+        ("ask-stop", Ask::from(Question::Stop).into()),
+        ("ask-extend-drain", Ask { by_ms: 30_000, ..Ask::from(Question::ExtendDrain) }.into()),
+        ("ask-finish-drain", Ask { generation: Some(6), ..Ask::from(Question::FinishDrain) }.into()),
         ("status", status.into()),
         ("listeners", Listeners { listeners: vec![listener] }.into()),
         ("done", Done {}.into()),

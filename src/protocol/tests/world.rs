@@ -957,7 +957,7 @@ impl World {
                 self.send(pid, peer as LinkId, state.into());
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
-            Output::Tell { .. } | Output::TellHistory(_) => {}
+            Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) => {}
             Output::Close(peer) => self.close(pid, peer as LinkId),
             Output::JoinTakeover => {
                 self.file.shared.insert(pid);
