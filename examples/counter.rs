@@ -100,7 +100,10 @@ fn count_on(serving: &mut Serving, listener: &TcpListener, count: &mut Count) ->
                     counting = false;
                     hand_on(serving, count)?;
                 }
-                Event::Resume => counting = true,
+                Event::Resume => {
+                    counting = true;
+                    take_back(serving, count);
+                }
                 Event::Leave(reason) => {
                     // Nobody comes after a stop: who waits gets a number before the listener closes.
                     while reason == Reason::Stopped && give_one(listener, count)? {}
@@ -120,6 +123,16 @@ fn count_on(serving: &mut Serving, listener: &TcpListener, count: &mut Count) ->
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+/// Where a successor on probation has given the service back, it has given its count back as well.
+fn take_back(serving: &mut Serving, count: &mut Count) {
+    let (schema, version) = SCHEMA;
+    match serving.take_state(schema, 1..=version).map(|state| state.decode()) {
+        Some(Ok(theirs)) => *count = theirs,
+        Some(Err(error)) => serving.starts_cold(&error.to_string()),
+        None => {}
     }
 }
 

@@ -276,6 +276,8 @@ impl Actor {
                 self.stage = Stage::Draining(serving.begin_drain()?);
             }
             "stop" => self.serving().stop()?,
+            "confirm" => self.serving().confirm()?,
+            "give-back" => self.serving().give_back(&text("reason"))?,
             "cancel" => self.stopper.iter().for_each(Stopper::stop),
             // Cancels after so many rounds of the loop, whatever the stage is by then.
             "cancel-after" => self.cancel_after = command["rounds"].as_u64(),
@@ -354,7 +356,9 @@ impl Actor {
             .app_version(command["version"].as_str().unwrap_or("0"))
             .exclusive(self.option("exclusive"))
             .systemd(self.option("systemd"))
-            .allow_shared_folder(self.option("allow_shared_folder"));
+            .allow_shared_folder(self.option("allow_shared_folder"))
+            .process_stays(self.option("process_stays"))
+            .allow_foreign_network_namespace(self.option("allow_foreign_network_namespace"));
         if let Some(schema) = command["state"]["schema"].as_str() {
             handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);
         }
@@ -374,6 +378,12 @@ impl Actor {
         if let Some(limit) = duration("release_ms") {
             handoff = handoff.release_within(limit);
         }
+        if let Some(time) = duration("probation_ms") {
+            handoff = handoff.probation(time);
+        }
+        handoff = handoff
+            .demand_probation(self.option("demand_probation"))
+            .takeover_confirms(self.option("takeover_confirms"));
         if let Some(path) = command["pid_file"].as_str() {
             handoff = handoff.pid_file(path);
         }
@@ -587,6 +597,10 @@ impl Actor {
                     self.serving().released()?;
                 }
             }
+            Event::StandBy => {
+                self.accepting = false;
+                tell("stand-by", json!({}));
+            }
             Event::Resume => {
                 tell("resume", json!({"generation": self.serving().generation()}));
                 self.accepting = true;
@@ -600,7 +614,12 @@ impl Actor {
                 }
                 self.accepting = false;
                 self.service.iter_mut().for_each(Service::leave);
-                tell("leave", json!({"reason": if stopped { "stopped" } else { "successor" }}));
+                let reason = match reason {
+                    Reason::Stopped => "stopped",
+                    Reason::RolledBack => "rolled-back",
+                    _ => "successor",
+                };
+                tell("leave", json!({"reason": reason}));
                 if self.options["drain"].as_bool().unwrap_or(true) {
                     let Stage::Serving(serving) = std::mem::take(&mut self.stage) else { return Ok(()) };
                     self.stage = Stage::Draining(serving.begin_drain()?);

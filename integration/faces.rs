@@ -428,7 +428,7 @@ mod with_tokio {
         let ((mut second, _other), left) = tokio::join!(serve(&scene, "2"), within(first.event()));
         assert_eq!(left.unwrap(), Event::Leave(Reason::Successor));
         assert_eq!(within(second.wait_for_predecessor(Duration::from_millis(50))).await.unwrap(), None);
-        assert_eq!(second.inner().predecessor().map(|drain| drain.generation), Some(1));
+        assert_eq!(second.inner().predecessor().and_then(|drain| drain.generation), Some(1));
     }
 
     /// Whether a future is not ready at its first look.

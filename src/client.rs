@@ -11,7 +11,7 @@ use crate::control::{self, Connect};
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
 use crate::history::TakeoverRecord;
-use crate::protocol::message::{Ask, Message, Question};
+use crate::protocol::message::{Ask, Message, Question, cut};
 use crate::status::Status;
 
 /// The pause before another try where the owner's queue is full: the kernel has no event for that.
@@ -131,6 +131,35 @@ impl Client {
         self.order(Question::Stop)
     }
 
+    /// Ends the probation of the owner, forwards: it stays, and the predecessor that stands by drains.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); refused with `no-probation` where there is none.
+    pub fn confirm(&mut self) -> Result<()> {
+        self.order(Question::Confirm)
+    }
+
+    /// Ends the probation of the owner, backwards, and waits until the predecessor that stands by owns. `reason` is for
+    /// people.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status). Refused with `no-probation` where there is none, with `link-lost` where the
+    /// predecessor cannot be told, and with `release`, `deadline` or `commit` where it came to nothing: the owner serves
+    /// on.
+    pub fn roll_back(&mut self, reason: &str) -> Result<()> {
+        self.order(Ask { reason: cut(reason.to_owned()), ..Ask::from(Question::Rollback) })
+    }
+
+    /// Asks the owner to stand by for so long after its next takeover, whether or not the successor asks for it. Holds as
+    /// long as this client is connected.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status).
+    pub fn want_probation(&mut self, time: Duration) -> Result<()> {
+        let probation_ms = Some(time.as_millis() as u64);
+        self.order(Ask { probation_ms, ..Ask::from(Question::Probation) })
+    }
+
     /// Moves the drain deadline of those who drain, or of the one that owned this generation: a predecessor of the owner,
     /// those before it that the owner still knows, and an owner that was asked to stop. It answers when they have obeyed.
     ///
@@ -139,7 +168,7 @@ impl Client {
     /// one that drains has not obeyed within 3 s (it may be stopped, and obeys when it goes on), and with `unsupported`
     /// by an owner, or for a predecessor, of a version that cannot do it.
     pub fn extend_drain(&mut self, by: Duration, generation: Option<u64>) -> Result<()> {
-        let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        let by_ms = Some(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
         self.order(Ask { by_ms, generation, ..Question::ExtendDrain.into() })
     }
 
@@ -152,9 +181,9 @@ impl Client {
         self.order(Ask { generation, ..Question::FinishDrain.into() })
     }
 
-    /// Asks for something that is answered when it is done.
-    fn order(&mut self, order: impl Into<Ask>) -> Result<()> {
-        self.ask(order)?;
+    /// Asks for something to be done, and waits until it is.
+    fn order(&mut self, ask: impl Into<Ask>) -> Result<()> {
+        self.ask(ask)?;
         let end = Instant::now() + self.timeout;
         loop {
             match self.receive(Some(end))? {
@@ -169,8 +198,8 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, question: impl Into<Ask>) -> Result<()> {
-        self.connection.send(&question.into().into());
+    fn ask(&mut self, ask: impl Into<Ask>) -> Result<()> {
+        self.connection.send(&ask.into().into());
         let end = Instant::now() + self.timeout;
         loop {
             match self.connection.flush() {

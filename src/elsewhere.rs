@@ -39,6 +39,7 @@ pub(crate) mod driver {
         pub(crate) exclusive: bool,
         pub(crate) state: Option<StateKind>,
         pub(crate) holding: bool,
+        pub(crate) process_stays: bool,
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,
@@ -95,6 +96,7 @@ pub(crate) mod driver {
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
+        foreign_namespace(&; &Held) -> Option<u64>;
         insert(&mut; Held, Outcome) -> Result<()>;
         remove(&mut; &str) -> Result<bool>;
         progress(&mut; &str) -> Result<()>;

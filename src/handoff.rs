@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::folder;
 use crate::guests::Guests;
 use crate::manifest::{StateKind, check_name};
-use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
+use crate::protocol::{Deadlines, MAX_RELEASE};
 use crate::starting::Starting;
 use crate::temporary::Temporary;
 use crate::wake::Wake;
@@ -27,10 +27,14 @@ pub struct Handoff {
     exclusive: bool,
     state: Option<StateKind>,
     holding: bool,
+    process_stays: bool,
     pid_file: Option<PathBuf>,
     #[cfg(feature = "systemd")]
     systemd: bool,
     drain_within: Duration,
+    probation: Option<Duration>,
+    demands_probation: bool,
+    takeover_confirms: bool,
     guests: Guests,
     shared_folder: bool,
     allow_foreign_network_namespace: bool,
@@ -51,10 +55,14 @@ impl Handoff {
             exclusive: false,
             state: None,
             holding: false,
+            process_stays: false,
             pid_file: None,
             #[cfg(feature = "systemd")]
             systemd: false,
             drain_within: Duration::from_secs(30),
+            probation: None,
+            demands_probation: false,
+            takeover_confirms: false,
             guests: Guests::default(),
             shared_folder: false,
             allow_foreign_network_namespace: false,
@@ -84,6 +92,36 @@ impl Handoff {
         self
     }
 
+    /// Asks the predecessor to stand by for so long once this process owns, 24 h at most: it keeps its listeners, its
+    /// connections and its state, and accepts nothing. Should this process die, it serves again at once. Until the time has
+    /// passed, or [`Serving::confirm`](crate::Serving::confirm) is called, the service can go back on purpose, with the
+    /// state as it is then: [`Serving::give_back`](crate::Serving::give_back). None unless told otherwise.
+    ///
+    /// A first process has nobody to go back to, and neither has one whose predecessor died, or is too old to know of this:
+    /// they serve without; [`Serving::probation`](crate::Serving::probation) tells. An operator may have asked the
+    /// predecessor for another time, which then counts.
+    #[must_use]
+    pub fn probation(mut self, time: Duration) -> Handoff {
+        self.probation = Some(time).filter(|time| !time.is_zero());
+        self
+    }
+
+    /// Gives up where the predecessor does not grant a [`probation`](Handoff::probation): the start ends with
+    /// [`Error::Refused`](crate::Error::Refused), code `no-probation`, and the predecessor serves on.
+    #[must_use]
+    pub fn demand_probation(mut self, demand: bool) -> Handoff {
+        self.demands_probation = demand;
+        self
+    }
+
+    /// Whether a takeover that comes while this process is on probation confirms it. Unless told so it is refused, with the
+    /// code `probation` and the time after which it can come again.
+    #[must_use]
+    pub fn takeover_confirms(mut self, confirms: bool) -> Handoff {
+        self.takeover_confirms = confirms;
+        self
+    }
+
     /// How long [`start`](Handoff::start) may take in all. 60 s unless told otherwise.
     #[must_use]
     pub fn start_within(mut self, limit: Duration) -> Handoff {
@@ -105,10 +143,11 @@ impl Handoff {
         self
     }
 
-    /// How long this application may take to let go of exclusive work. 10 s unless told otherwise.
+    /// How long this application may take to let go of exclusive work. 10 s unless told otherwise, 10 min at most: its
+    /// successor waits no longer.
     #[must_use]
     pub fn release_within(mut self, limit: Duration) -> Handoff {
-        self.deadlines.release = limit;
+        self.deadlines.release = limit.min(MAX_RELEASE);
         self
     }
 
@@ -133,6 +172,15 @@ impl Handoff {
     #[must_use]
     pub fn holding(mut self, holding: bool) -> Handoff {
         self.holding = holding;
+        self
+    }
+
+    /// Says that this process lives on once it has drained, as where an orchestrator starts again whatever ends: its
+    /// successor counts the drain as over then. Unless told otherwise it is over when the process has ended, for `ctl
+    /// status` and `ctl wait --drained` as well. [`Serving`](crate::Serving) and all that came from it must be gone by then.
+    #[must_use]
+    pub fn process_stays(mut self, stays: bool) -> Handoff {
+        self.process_stays = stays;
         self
     }
 
@@ -260,9 +308,13 @@ impl Handoff {
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
             holding: self.holding,
+            process_stays: self.process_stays,
             pid_file,
             #[cfg(feature = "systemd")]
             systemd: self.systemd && wants == Wants::Takeover,
+            probation: self.probation,
+            demands_probation: self.demands_probation,
+            takeover_confirms: self.takeover_confirms,
             drain_within: self.drain_within,
             guests: self.guests,
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,

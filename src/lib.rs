@@ -124,7 +124,7 @@ pub use adapter::tokio;
 pub use claim::Claim;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
-pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
+pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Result, Who};
 pub use handoff::{Handoff, Joining, Stopper};
 pub use history::{Cause, Side, StepTime, TakeoverRecord};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
@@ -133,7 +133,7 @@ pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
-pub use status::{DrainStatus, ListenerStatus, Phase, PredecessorEnd, Status, TakeoverStatus};
+pub use status::{DrainStatus, ListenerStatus, Phase, PredecessorEnd, ProbationStatus, Status, TakeoverStatus};
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report, StateOutcome};

@@ -196,6 +196,11 @@ impl LockDescription {
         self.look(OWNER, 1)
     }
 
+    /// Whether some description other than this one holds byte 1. A look that takes nothing.
+    pub(crate) fn is_taken_over_elsewhere(&self) -> io::Result<bool> {
+        self.look(TAKEOVER, 1)
+    }
+
     fn look(&self, start: libc::off_t, length: libc::off_t) -> io::Result<bool> {
         let mut lock = range(start, length, libc::F_WRLCK);
         fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock))?;

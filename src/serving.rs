@@ -13,7 +13,7 @@ use crate::handoff::{Stopper, pollable};
 use crate::manifest::Entry;
 use crate::protocol::predecessor::Reason;
 use crate::state::{Snapshot, State};
-use crate::status::{DrainStatus, PredecessorEnd, Status};
+use crate::status::{DrainStatus, PredecessorEnd, ProbationStatus, Status};
 use crate::table::Report;
 use crate::wake::Wake;
 
@@ -26,7 +26,9 @@ pub enum Event {
     Release,
     /// A successor owns and is on probation: stop accepting, keep everything.
     StandBy,
-    /// This process owns again: take everything up again. A [`Release`](Event::Release) that was not answered is void and
+    /// This process owns again: take everything up again. After [`StandBy`](Event::StandBy) the state is that of the
+    /// successor where that gave it back, which [`Serving::take_state`] brings; else it is this process's own, of its
+    /// release, and [`Report::state`] says so. A [`Release`](Event::Release) that was not answered is void and
     /// needs no answer any more. Register listeners anew, and accept until it would block: an
     /// edge that was reported before is not reported twice.
     Resume,
@@ -84,11 +86,12 @@ impl Drop for Lease {
 pub struct Serving {
     pub(crate) driver: Box<Driver>,
     left: Option<Reason>,
+    stands_by: bool,
 }
 
 impl Serving {
     pub(crate) fn new(driver: Box<Driver>) -> Serving {
-        Serving { driver, left: None }
+        Serving { driver, left: None, stands_by: false }
     }
 
     /// The generation that this process owns, or owned last.
@@ -107,6 +110,41 @@ impl Serving {
     #[must_use]
     pub fn left(&self) -> Option<Reason> {
         self.left
+    }
+
+    /// Whether this process stands by for a successor on probation: it accepts nothing, and keeps everything.
+    #[must_use]
+    pub fn stands_by(&self) -> bool {
+        self.stands_by
+    }
+
+    /// The probation that this process, or its successor, is on.
+    #[must_use]
+    pub fn probation(&self) -> Option<ProbationStatus> {
+        self.driver.probation_status()
+    }
+
+    /// Ends the probation of this process: it stays, and the predecessor that stands by drains.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused): `no-probation`, or `busy` where the service is on its way back.
+    pub fn confirm(&mut self) -> Result<()> {
+        self.driver.confirm()
+    }
+
+    /// Ends the probation of this process: the predecessor that stands by serves again. As in a takeover, an application
+    /// with exclusive work gets [`Event::Release`] and answers with [`released`](Serving::released) or
+    /// [`released_with`](Serving::released_with); then [`Event::Leave`] with [`Reason::RolledBack`] follows. Where the
+    /// predecessor does not take the service in time this process owns on, and an application that has let go gets
+    /// [`Event::Resume`].
+    ///
+    /// Entries that this process has bound are lost to the service: descriptors do not travel backwards.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused): `no-probation`; `busy`; `link-lost` where the predecessor cannot be
+    /// told, and has the service once this process ends.
+    pub fn give_back(&mut self, reason: &str) -> Result<()> {
+        self.driver.give_back(reason)
     }
 
     /// What became of each name at the start.
@@ -196,14 +234,20 @@ impl Serving {
         while let Some(notice) = self.driver.notice() {
             match notice {
                 Notice::Release => return Ok(Some(Event::Release)),
+                Notice::StandBy => {
+                    self.stands_by = true;
+                    return Ok(Some(Event::StandBy));
+                }
                 Notice::Resume => {
                     self.left = None;
+                    self.stands_by = false;
                     // Whoever is told this knows that an earlier release is void: nobody waits for his answer any more.
                     self.driver.resumed()?;
                     return Ok(Some(Event::Resume));
                 }
                 Notice::Leave(reason) => {
                     self.left = Some(reason);
+                    self.stands_by = false;
                     return Ok(Some(Event::Leave(reason)));
                 }
                 Notice::PredecessorGone(end) => return Ok(Some(Event::PredecessorGone(end))),

@@ -66,9 +66,9 @@ pub struct TakeoverStatus {
 pub struct DrainStatus {
     /// Who drains.
     pub who: Who,
-    /// The generation that it owned; 0 where it is not known.
-    #[serde(default)]
-    pub generation: u64,
+    /// The generation that it owned, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// How much it still has in flight, as it last said.
     #[serde(default)]
     pub in_flight: Option<u64>,
@@ -76,8 +76,26 @@ pub struct DrainStatus {
     #[serde(default)]
     pub left_ms: Option<u64>,
     /// For how long the oldest of what it has in flight has been going on, in milliseconds, as it last said.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_ms: Option<u64>,
+}
+
+/// A probation that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ProbationStatus {
+    /// The other side: who stands by, in the status of an owner; who is on probation, in that of the process that stands
+    /// by for it.
+    pub who: Who,
+    /// For how long it has been going on, in milliseconds.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// How long it will go on yet, in milliseconds; then it is confirmed.
+    #[serde(default)]
+    pub left_ms: Option<u64>,
+    /// The time has passed, the one on probation has said nothing, and it still holds the lock.
+    #[serde(default)]
+    pub overdue: bool,
 }
 
 /// One listener of the service.
@@ -97,6 +115,10 @@ pub struct ListenerStatus {
     /// How many may wait.
     #[serde(default)]
     pub accept_queue_limit: Option<u32>,
+    /// The cookie of the network namespace that it lives in (`SO_NETNS_COOKIE`), where the owner lives in another: it
+    /// goes deaf, without any error, when that one ends.
+    #[serde(default)]
+    pub foreign_network_namespace: Option<u64>,
 }
 
 /// What a process tells about itself.
@@ -129,8 +151,11 @@ pub struct Status {
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
     /// All processes that drain and are known to this one: its predecessor first, then those before it. 16 at most.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drainers: Vec<DrainStatus>,
+    /// The probation that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probation: Option<ProbationStatus>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

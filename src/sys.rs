@@ -18,6 +18,8 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 const SO_PEERGROUPS: libc::c_int = 59;
 /// `SO_NETNS_COOKIE`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// Linux 4.10 (linux/sockios.h).
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// Takes ownership of a descriptor that the kernel has just installed in this process.
 ///
@@ -127,6 +129,16 @@ pub(crate) fn network_namespace_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     option(fd, SO_NETNS_COOKIE)
 }
 
+/// `SIOCGSKNS`: the network namespace that a socket lives in, as a descriptor.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over that namespace.
+pub(crate) fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no argument, and gives a new descriptor.
+    let number = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if number < 0 { Err(io::Error::last_os_error()) } else { Ok(adopt(number)) }
+}
+
 /// `SO_DOMAIN`, `SO_TYPE` and `SO_ACCEPTCONN` in one look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFacts {
@@ -222,6 +234,11 @@ pub(crate) fn set_access_list(fd: BorrowedFd<'_>, list: &[u8]) -> io::Result<()>
 /// Turns `SO_PASSRIGHTS` off, so that the kernel refuses descriptors from the peer (Linux 6.16; older ones say so).
 pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 0)
+}
+
+/// Lets senders to this socket pass descriptors, where that was refused before.
+pub(crate) fn admit_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 1)
 }
 
 /// `TCP_DEFER_ACCEPT`, in seconds: a connection is accepted once there is something to read.

@@ -57,6 +57,12 @@ pub enum StateOutcome {
         /// In bytes.
         length: u64,
     },
+    /// The predecessor of a probation serves again, with its own state of its last release: what its successor changed
+    /// since is lost.
+    Stale {
+        /// Why.
+        why: String,
+    },
     /// There is none that the application could go on with.
     Cold {
         /// Why.
@@ -109,6 +115,7 @@ impl std::fmt::Display for Report {
             Some(StateOutcome::Inherited { schema, version, length }) => {
                 write!(f, "; state {schema} version {version}, {length} bytes")
             }
+            Some(StateOutcome::Stale { why }) => write!(f, "; state of the last release ({why})"),
             Some(StateOutcome::Cold { why }) => write!(f, "; no state ({why})"),
             None => Ok(()),
         }

@@ -24,7 +24,7 @@ where
     pub(crate) listen: A,
 
     /// What this version calls itself, here and in its answers
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", env = "APP_VERSION")]
     pub(crate) app_version: String,
 
     /// How long this version may finish what it has in flight once the next one serves
@@ -35,9 +35,25 @@ where
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub(crate) warm_up: Duration,
 
+    /// How long the version before stands by once this one serves: it takes the service back should this one die
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub(crate) probation: Duration,
+
     /// File for the pid of the version that serves
     #[arg(long, value_name = "PATH")]
     pub(crate) pid_file: Option<PathBuf>,
+
+    /// User, by number, that may take over beside this one's own; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub(crate) allow_uid: Vec<u32>,
+
+    /// Accept a folder of the control socket that other users can write to, such as an `emptyDir` of Kubernetes
+    #[arg(long)]
+    pub(crate) allow_shared_folder: bool,
+
+    /// Accept listeners that live in another network namespace; they go deaf when that one ends
+    #[arg(long)]
+    pub(crate) allow_foreign_network_namespace: bool,
 }
 
 impl<A> ServerArgs<A>
@@ -47,8 +63,13 @@ where
     /// The handoff that these arguments describe, with nothing done yet.
     pub(crate) fn handoff(&self) -> Handoff {
         let handoff = Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain);
+        let handoff = handoff.probation(self.probation);
         // Where systemd has not started this program there is nothing in the environment, and nothing changes.
         let handoff = handoff.systemd(true);
+        let handoff = handoff
+            .allow_shared_folder(self.allow_shared_folder)
+            .allow_foreign_network_namespace(self.allow_foreign_network_namespace);
+        let handoff = self.allow_uid.iter().fold(handoff, |handoff, uid| handoff.allow_uid(*uid));
         match &self.pid_file {
             Some(path) => handoff.pid_file(path),
             None => handoff,

@@ -11,6 +11,7 @@ pub(super) enum Told {
     Started,
     Serving,
     Release,
+    StandBy,
     Resume,
     Leave(Reason),
     Exit,

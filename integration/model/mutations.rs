@@ -114,7 +114,7 @@ pub(super) fn outputs(off: Option<Mutation>, world: &mut World, pid: u8, work: &
             let released = matches!(work, Work::Successor(successor::Input::Message(Message::Released(_))));
             let process = world.process(pid);
             if let (true, Some(link), Some(successor)) = (released, process.link, &process.successor) {
-                let owning = Owning { generation: successor.generation() };
+                let owning = Owning { generation: successor.generation(), probation_ms: None };
                 ops.splice(0..0, [Op::Successor(H::Send(owning.into())), Op::Flush(link)]);
             }
         }

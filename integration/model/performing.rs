@@ -435,7 +435,8 @@ impl World {
                 process.send(peer as LinkId, Packet::Message(state.into()));
                 process.send(peer as LinkId, Packet::Descriptors { count: 1, family: None, service: None });
             }
-            Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) => {}
+            Output::Tell { .. } | Output::TellHistory(_) | Output::Await(_) | Output::Steer(..) => {}
+            Output::EndProbation => self.kernel.leave(pid),
             Output::Close(peer) => process.close_after_writing(peer as LinkId),
             Output::JoinTakeover => self.join_takeover(rules, pid),
             Output::LeaveTakeover => self.kernel.leave(pid),
@@ -471,6 +472,8 @@ impl World {
             return self.process_mut(pid).claim_answer(Found::Held);
         }
         let next = match claim {
+            // Of a probation, which no application of these has asked for.
+            Claim::StandBy(_) => return self.process_mut(pid).claim_answer(Found::Held),
             Claim::Bare => Reclaim::Take { claim, barred: false },
             Claim::Exclusive if rules.off == Some(Mutation::NoPatience) => Reclaim::Take { claim, barred: false },
             Claim::Exclusive => Reclaim::Bar,
@@ -530,6 +533,7 @@ impl World {
         let process = self.process_mut(pid);
         let told = match notice {
             predecessor::Notice::Release => Told::Release,
+            predecessor::Notice::StandBy => Told::StandBy,
             predecessor::Notice::Resume => {
                 process.app.draining = false;
                 self.broken.acts |= !holds;

@@ -103,12 +103,13 @@ pub(super) enum Key {
     Peer(LinkId),
 }
 
-const TIMERS: [Timer; 10] = [
+const TIMERS: [Timer; 11] = [
     Timer::Handshake,
     Timer::Stall,
     Timer::WarmUp,
     Timer::Release,
     Timer::Commit,
+    Timer::Probation,
     Timer::Probe,
     Timer::Rehearsal,
     Timer::Retry,
@@ -119,16 +120,16 @@ const TIMERS: [Timer; 10] = [
 /// The deadlines that are armed. They have no times: each may pass whenever its process runs and has nothing to read.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct Armed {
-    machines: u32,
+    machines: u64,
     peers: Set,
 }
 
 impl Armed {
-    fn bit(key: Key) -> u32 {
+    fn bit(key: Key) -> u64 {
         match key {
             Key::Starter(timer) => 1 << (timer as u32),
-            Key::Successor(timer) => 1 << (10 + timer as u32),
-            Key::Predecessor(timer) => 1 << (20 + timer as u32),
+            Key::Successor(timer) => 1 << (11 + timer as u32),
+            Key::Predecessor(timer) => 1 << (22 + timer as u32),
             Key::Peer(_) => 0,
         }
     }

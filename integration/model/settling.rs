@@ -141,7 +141,7 @@ fn level_of(key: Key) -> u8 {
             Timer::Probe | Timer::Retry => 0,
             Timer::Commit => 1,
             Timer::Handshake | Timer::Release | Timer::Rehearsal | Timer::Stall => 2,
-            Timer::WarmUp | Timer::Start | Timer::Orphan => 3,
+            Timer::WarmUp | Timer::Start | Timer::Orphan | Timer::Probation => 3,
         },
         Key::Peer(_) => 2,
     }

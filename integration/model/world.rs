@@ -388,6 +388,7 @@ impl World {
                 process.app.works = rules.exclusive;
             }
             Told::Release => process.app.owes = true,
+            Told::StandBy => (process.app.accepts, process.app.owes) = (false, false),
             Told::Resume => {
                 // From a drain it comes back as a value; only while it serves does it take note by itself.
                 if process.app.phase == Phase::Serving {

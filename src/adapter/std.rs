@@ -148,8 +148,12 @@ impl Serving {
                     self.released()?;
                 }
             }
-            if self.left() == Some(Reason::Successor) {
+            if self.left().is_some_and(Reason::is_served) {
                 return Ok(None);
+            }
+            if self.stands_by() {
+                wait(&[self.as_fd()], None)?;
+                continue;
             }
             match listener.accept_now() {
                 Ok(accepted) => return Ok(Some(accepted)),

@@ -283,9 +283,14 @@ impl Serving {
                 }
             }
             let accepted = match self.inner.left() {
-                Some(Reason::Successor) => {
+                Some(reason) if reason.is_served() => {
                     listener.forget();
                     return Ok(None);
+                }
+                None if self.inner.stands_by() => {
+                    listener.forget();
+                    self.waiter.readable().await?;
+                    continue;
                 }
                 // Nobody comes after this process: what waits in the queue is served before it closes.
                 Some(_) => match listener.accept_now() {

@@ -89,7 +89,7 @@ impl Driver {
         let Some(link) = DrainLink::of(socket) else { return warn!("what was called a drain link is none") };
         drain.who.app_version = cut(drain.who.app_version);
         let own = self.successor.as_ref().map(Successor::generation);
-        let predecessor = own.is_some() && own == drain.generation.checked_add(1);
+        let predecessor = own.is_some() && own == drain.generation.and_then(|generation| generation.checked_add(1));
         if self.drainers.list.len() >= MAX_DRAINERS || (predecessor && self.elder.is_none()) {
             return;
         }
@@ -169,14 +169,14 @@ impl Driver {
                 }
                 Heard::Message(Message::Bye(bye)) => {
                     known.forced = Some(bye.forced);
-                    (bye.in_flight, None, None, 0)
+                    (bye.in_flight, None, None, None)
                 }
                 Heard::Message(_) | Heard::Noise => continue,
                 Heard::Nothing => return,
                 Heard::End => {
                     self.poller.forget(link.as_fd());
                     known.link = None;
-                    return self.settle_orders(id, 0);
+                    return self.settle_orders(id, None);
                 }
             };
             known.drain = DrainStatus { in_flight: Some(in_flight), left_ms, oldest_ms, ..known.drain.clone() };
@@ -186,7 +186,7 @@ impl Driver {
                 self.elder_bye = self.elder_bye.or(forced);
             }
             self.changed = true;
-            if obeyed != 0 {
+            if obeyed.is_some() {
                 self.settle_orders(id, obeyed);
             }
         }
@@ -215,7 +215,7 @@ impl Driver {
         }
         self.poller.forget(known.pidfd.as_fd());
         self.changed = true;
-        self.settle_orders(id, 0);
+        self.settle_orders(id, None);
     }
 
     /// The predecessor is dead: what it has said by its drain link is read first.
@@ -228,8 +228,11 @@ impl Driver {
 
     /// All that drain, as far as this process knows: the predecessor first.
     pub(super) fn all_drainers(&self) -> Vec<DrainStatus> {
+        // One that stands by does not drain.
+        let elder =
+            self.elder.clone().filter(|_| self.predecessor.as_ref().is_none_or(|own| own.stands_by().is_none()));
         let before = self.drainers.list.iter().filter(|known| !known.predecessor).map(|known| known.drain.clone());
-        self.elder.clone().into_iter().chain(before).collect()
+        elder.into_iter().chain(before).collect()
     }
 
     /// Passes on what a client wants, and answers him when it was obeyed.
@@ -238,13 +241,13 @@ impl Driver {
             return self.refuse(client, Refusal::new("busy", "an order of this client is under way"));
         }
         let order = if ask.question == Question::FinishDrain { Order::Finish } else { Order::Extend };
-        let meant = |generation| ask.generation.is_none_or(|wanted| wanted == generation);
-        let own = self.phase() == Phase::Stopping && meant(self.generation());
+        let meant = |generation: Option<u64>| ask.generation.is_none_or(|wanted| Some(wanted) == generation);
+        let own = self.phase() == Phase::Stopping && meant(Some(self.generation()));
+        let by = ask.by_ms.unwrap_or_default();
         if own {
-            self.steer_drain(order, Duration::from_millis(ask.by_ms));
+            self.steer_drain(order, Duration::from_millis(by));
         }
-        // Never 0, which means that nothing was obeyed.
-        let number = sys::random().unwrap_or(u64::from(self.pid)) | 1;
+        let number = sys::random().unwrap_or(u64::from(self.pid));
         let steer: Message = Steer { number, order, by_ms: ask.by_ms }.into();
         let mut waiting = BTreeSet::new();
         for known in self.drainers.list.iter().filter(|known| meant(known.drain.generation)) {
@@ -260,7 +263,7 @@ impl Driver {
             let why = match (deaf, ask.generation) {
                 (Some(elder), _) => Refusal::new(
                     "unsupported",
-                    format!("{} drains and cannot be steered: its version is too old", elder.who),
+                    format!("{} drains, and this owner has no link to steer it by", elder.who),
                 ),
                 (None, Some(generation)) => Refusal::new("no-drain", format!("generation {generation} does not drain")),
                 (None, None) => Refusal::new("no-drain", "nobody drains"),
@@ -272,13 +275,13 @@ impl Driver {
         self.answer_orders();
     }
 
-    /// One that drains has obeyed an order of that number, or with 0: can obey none any more.
-    fn settle_orders(&mut self, id: Peer, number: u64) {
+    /// One that drains has obeyed an order of that number; or, without one, can obey none any more.
+    fn settle_orders(&mut self, id: Peer, number: Option<u64>) {
         for relayed in &mut self.drainers.orders {
-            if number == 0 || number == relayed.number {
+            if number.is_none_or(|number| number == relayed.number) {
                 let waited = relayed.waiting.remove(&id);
                 // Who has ended is at the end of his drain.
-                relayed.obeyed |= waited && (number != 0 || relayed.order == Order::Finish);
+                relayed.obeyed |= waited && (number.is_some() || relayed.order == Order::Finish);
             }
         }
         self.answer_orders();

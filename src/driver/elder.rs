@@ -8,6 +8,7 @@ use log::info;
 use super::{Driver, Key, Notice, Work};
 use crate::error::Result;
 use crate::protocol::message::{Bye, Draining};
+use crate::protocol::predecessor;
 use crate::protocol::successor::{self, Successor};
 use crate::status::{DrainStatus, PredecessorEnd};
 
@@ -23,7 +24,7 @@ impl Driver {
             Some(successor) => {
                 self.elder = Some(DrainStatus {
                     who: successor.predecessor().clone(),
-                    generation: successor.generation().saturating_sub(1),
+                    generation: successor.generation().checked_sub(1),
                     ..DrainStatus::default()
                 });
             }
@@ -33,7 +34,7 @@ impl Driver {
     pub(super) fn elder_drains(&mut self, draining: Draining) {
         // By its drain link it says the same, and more.
         if !self.drainers.hears_predecessor() {
-            self.elder_tells(draining.in_flight, draining.left_ms);
+            self.elder_tells(Some(draining.in_flight), draining.left_ms);
         }
     }
 
@@ -41,12 +42,18 @@ impl Driver {
         self.note_later_step("drained");
         info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
         self.elder_bye = Some(bye.forced);
-        self.elder_tells(bye.in_flight, None);
+        self.elder_tells(Some(bye.in_flight), None);
+        if bye.stays && self.elder.take().is_some() {
+            // What else its process does is no part of a drain.
+            self.forget_predecessors_link();
+            self.remove_dropped();
+            self.elder_ended();
+        }
     }
 
-    fn elder_tells(&mut self, in_flight: u64, left_ms: Option<u64>) {
+    pub(super) fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
         if let Some(elder) = &mut self.elder {
-            elder.in_flight = Some(in_flight);
+            elder.in_flight = in_flight;
             elder.left_ms = left_ms;
             self.changed = true;
         }
@@ -56,7 +63,7 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         let Some(pidfd) = self.elder_pidfd.take() else { return };
         self.poller.forget(pidfd.as_fd());
-        let drained = self.elder.take().is_some();
+        let drained = !self.has_giver() && self.elder.take().is_some();
         if drained {
             self.changed = true;
             self.remove_dropped();
@@ -67,20 +74,25 @@ impl Driver {
         self.forget_predecessors_link();
         if drained {
             self.note_later_step("gone");
-            let end = match self.elder_bye {
-                Some(false) => PredecessorEnd::Clean,
-                Some(true) => PredecessorEnd::Forced,
-                None => PredecessorEnd::Killed,
-            };
-            info!("predecessor gone: {end}");
-            self.elder_end = Some(end);
-            self.notices.push_back(Notice::PredecessorGone(end));
+            self.elder_ended();
         }
         // A child of the dead may hold the other end open for ever; nothing more will come.
         if let Some(link) = self.link.take() {
             self.forget_peer(link);
         }
         self.work.push_back(Work::Successor(successor::Input::Died));
+        self.owner_hears_of_elder(predecessor::Input::Died);
+    }
+
+    fn elder_ended(&mut self) {
+        let end = match self.elder_bye {
+            Some(false) => PredecessorEnd::Clean,
+            Some(true) => PredecessorEnd::Forced,
+            None => PredecessorEnd::Killed,
+        };
+        info!("predecessor gone: {end}");
+        self.elder_end = Some(end);
+        self.notices.push_back(Notice::PredecessorGone(end));
     }
 
     /// The predecessor, while there is one that is not known to be dead.

@@ -175,6 +175,9 @@ impl Family {
     /// Takes byte 0 back for a process that owned `generation`.
     pub(super) fn reclaim(&self, claim: Claim, generation: u64) -> io::Result<Found> {
         let Some(lock) = &self.lock else { return Ok(Found::Held) };
+        if let Claim::StandBy(nonce) = claim {
+            return Family::take_back(lock, generation, nonce);
+        }
         // The shared lock on byte 1 is this process's part in its own takeover. Once the successor has owned that is over:
         // kept, it would bar everybody else who is to take the lock back, and be barred by theirs.
         let shared = claim == Claim::Shared && lock.read()?.generation == generation;
@@ -195,6 +198,26 @@ impl Family {
         // Where the successor has owned between the look and the lock, and hands over, the next look is another one.
         let kept = keep(lock, |found| !shared || found.generation == generation)?;
         Ok(kept.map_or(Found::Barred, Found::Free))
+    }
+
+    /// Takes byte 0 back for a process that owned `generation` and stands by for the next, whose takeover has this nonce.
+    fn take_back(lock: &LockDescription, generation: u64, nonce: u64) -> io::Result<Found> {
+        let expected = generation + 1;
+        if !lock.take_owner()? {
+            // Whoever is on probation holds both bytes, and gives the other one back where it is confirmed: that can be
+            // seen where it cannot be heard.
+            let goes_on = lock.is_taken_over_elsewhere()? && lock.read()?.generation == expected;
+            // It may have died since the lock was tried.
+            return Ok(if goes_on || !lock.is_owned_elsewhere()? { Found::Held } else { Found::Over });
+        }
+        // Else it has been free for somebody else, who has newer descriptors.
+        let ours = |found: Content| found.generation == expected && (found.nonce == nonce || found.nonce == 0);
+        let mut returned = false;
+        let kept = keep(lock, |found| {
+            returned = found.nonce == nonce;
+            ours(found)
+        })?;
+        Ok(kept.map_or(Found::Over, if returned { Found::Returned } else { Found::Free }))
     }
 
     /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.

@@ -139,12 +139,17 @@ impl Driver {
             }
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let takeover = self.settings.wants == Wants::Takeover;
-        let hello = Hello { state: self.settings.state.is_some(), history: takeover, drain_links: takeover, ..hello };
+        let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
+        let (state, takeover) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
+        let hello = Hello { state, history: takeover, drain_links: takeover, probation_ms, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
-        self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
+        let mut successor = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+        if self.settings.demands_probation {
+            successor.demand_probation();
+        }
+        self.successor = Some(successor);
         self.perform_successor(out)
     }
 
@@ -179,7 +184,9 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
+        predecessor.set_stays(self.settings.process_stays);
         self.predecessor = Some(predecessor);
+        self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }
@@ -323,6 +330,7 @@ impl Driver {
             Failure::GaveUp(why) => Error::GaveUp(why),
             Failure::Withdrew(why) => match why.code.as_str() {
                 "cancelled" => Error::Cancelled,
+                "no-probation" => Error::Refused(why),
                 _ => cause.unwrap_or(Error::Misbehaved(why.message)),
             },
             Failure::NotServed | Failure::LinkLost => Error::LinkLost,

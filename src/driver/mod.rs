@@ -19,6 +19,7 @@ mod owning;
 #[cfg(feature = "systemd")]
 mod passed;
 mod peers;
+mod probation;
 mod receiving;
 mod state;
 mod steered;
@@ -40,6 +41,7 @@ use nix::sys::inotify::Inotify;
 use self::drainers::Drainers;
 use self::family::Family;
 use self::history::Journal;
+use self::probation::Probation;
 use self::state::Arriving;
 use self::steered::Tail;
 #[cfg(feature = "systemd")]
@@ -93,8 +95,16 @@ pub(crate) struct Settings {
     /// What the application's state is written in, where it hands one on.
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
+    /// Whether this process lives on after it has left.
+    pub(crate) process_stays: bool,
     /// Where the owner writes its pid, absolute.
     pub(crate) pid_file: Option<PathBuf>,
+    /// For how long the predecessor is asked to stand by.
+    pub(crate) probation: Option<Duration>,
+    /// There is to be no takeover without that.
+    pub(crate) demands_probation: bool,
+    /// A takeover that comes during a probation confirms it.
+    pub(crate) takeover_confirms: bool,
     /// Whether systemd is listened to, and told.
     #[cfg(feature = "systemd")]
     pub(crate) systemd: bool,
@@ -119,6 +129,7 @@ pub(crate) enum Notice {
     /// This process will not own.
     Failed(Error),
     Release,
+    StandBy,
     Resume,
     Leave(Reason),
     /// The process that this one followed has ended.
@@ -193,6 +204,8 @@ pub(crate) struct Driver {
     drainers: Drainers,
     /// This process's own, while it drains.
     tail: Option<Tail>,
+    /// What there is to remember of a probation.
+    probation: Probation,
     /// The pidfd of a successor whose connection is gone.
     heir_pidfd: Option<(Peer, OwnedFd)>,
     /// The application's state on its way to the successor.
@@ -266,6 +279,7 @@ impl Driver {
             elder_end: None,
             drainers: Drainers::default(),
             tail: None,
+            probation: Probation::default(),
             heir_pidfd: None,
             departing: None,
             arriving: None,

@@ -121,6 +121,10 @@ impl Driver {
     pub(super) fn perform_predecessor(&mut self, out: Vec<Output>) {
         for output in out {
             match output {
+                Output::Send(peer, Message::TakeBack(back)) => {
+                    let back = self.name_lost(back);
+                    self.send(peer, &back.into());
+                }
                 Output::Send(peer, message) => {
                     if let Message::Done(_) = message {
                         // Who asked for a stop sees it by the end of his connection, whenever that is.
@@ -153,6 +157,11 @@ impl Driver {
                         self.tell(peer);
                     }
                 }
+                Output::Await(peer) => self.poller.disarm(Key::Peer(peer)),
+                Output::EndProbation => {
+                    self.probation_ends();
+                    self.remove_dropped();
+                }
                 Output::TellHistory(peer) => {
                     let history = self.history();
                     self.send(peer, &history);
@@ -160,6 +169,11 @@ impl Driver {
                 Output::Steer(peer, ask) => self.steer(peer, &ask),
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
+                    if self.phase() == Phase::StandingBy {
+                        // Its part in a takeover that was offered long ago: the successor has byte 1 all the time.
+                        self.join_takeover();
+                        continue;
+                    }
                     self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
                     if !self.join_takeover() {
@@ -170,6 +184,7 @@ impl Driver {
                         self.owner(predecessor::Input::Unable(Refusal::new("barred", what)));
                     }
                     self.manager_hears_offer();
+                    self.may_be_given_back();
                 }
                 Output::LeaveTakeover => {
                     if let Err(error) = self.family.leave_takeover() {
@@ -202,6 +217,7 @@ impl Driver {
                         warn!("cannot take the owner lock back: {error}");
                         predecessor::Found::Unknown
                     });
+                    self.weigh_return(found);
                     self.answer(Work::Predecessor(predecessor::Input::Claimed(found)));
                 }
                 Output::Tells(notice) => self.predecessor_tells(notice),
@@ -252,7 +268,11 @@ impl Driver {
     }
 
     pub(super) fn refuse(&mut self, peer: Peer, mut why: Refusal) {
-        if why.who.is_some() {
+        if why.code == "probation" {
+            let (since, left) = self.probation_times();
+            why.since_ms = since.map(|since| since.as_millis() as u64);
+            why.retry_after_ms = left.map(|left| left.as_millis() as u64);
+        } else if why.who.is_some() {
             why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
         }
         info!("refused a peer: {why}");
@@ -329,11 +349,21 @@ impl Driver {
                 self.drop_tail();
                 self.wake_drainers();
                 self.owns_again();
+                self.comes_back();
                 Notice::Resume
             }
+            predecessor::Notice::StandBy => {
+                self.stands_by();
+                Notice::StandBy
+            }
             predecessor::Notice::Leave(reason) => {
+                self.stands_by_no_more(reason);
                 match reason {
                     Reason::Successor => {
+                        self.manager_hears_leaving();
+                    }
+                    Reason::RolledBack => {
+                        info!("draining: the predecessor owns again");
                         self.manager_hears_leaving();
                     }
                     Reason::Stopped => {

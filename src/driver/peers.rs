@@ -37,6 +37,7 @@ impl Driver {
         self.poller.disarm(Key::Relay(peer));
         self.drainers.forget_client(peer);
         self.offered.remove(&peer);
+        self.giver_gone(peer);
         let Some(mut connection) = self.connections.remove(&peer) else { return };
         self.poller.forget(connection.stream().as_fd());
         let Some(pidfd) = connection.pidfd.take() else { return };
@@ -87,6 +88,9 @@ impl Driver {
         if Some(peer) == self.link {
             return self.hear_predecessor(message, descriptors);
         }
+        if self.hear_return(peer, &message, descriptors) {
+            return;
+        }
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
         }
@@ -103,7 +107,10 @@ impl Driver {
 
     fn fault(&mut self, peer: Peer, what: String) {
         if Some(peer) == self.link {
-            self.work.push_back(Work::Successor(successor::Input::Fault(what)));
+            self.work.push_back(Work::Successor(successor::Input::Fault(what.clone())));
+            if self.elder_speaks(peer) {
+                self.owner(predecessor::Input::Fault(peer, what));
+            }
         } else {
             info!("a control client broke the protocol: {what}");
             self.owner(predecessor::Input::Fault(peer, what));
@@ -116,6 +123,7 @@ impl Driver {
         if Some(peer) == self.link {
             self.link = None;
             self.work.push_back(Work::Successor(successor::Input::LinkLost));
+            self.owner_hears_of_elder(predecessor::Input::Gone);
         } else {
             self.owner(predecessor::Input::Gone(peer));
         }

@@ -18,14 +18,23 @@ use crate::manifest::Check;
 use crate::protocol::message::{Message, Wants};
 use crate::protocol::predecessor;
 use crate::protocol::successor;
-use crate::sys;
 use crate::table::{Descriptor, Held};
+use crate::{namespace, sys};
 
 /// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
 const HEADROOM: u64 = 32;
 impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        if let Some(link) = self.link
+            && self.elder_speaks(link)
+            && !matches!(
+                message,
+                Message::Draining(_) | Message::Bye(_) | Message::Drainer(_) | Message::Descriptors(_)
+            )
+        {
+            return self.owner(predecessor::Input::Message(link, message));
+        }
         let input = match message {
             // Only an owner is told of those who drain.
             Message::Drainer(drainer) if self.predecessor.is_some() => return self.drainers.announce(drainer),
@@ -149,8 +158,10 @@ impl Driver {
                 "non-blocking" => blocking = true,
                 "network-namespace" if self.settings.allow_foreign_network_namespace => {}
                 "network-namespace" => {
+                    let Some(held) = self.table.get(name) else { continue };
                     let (ours, theirs) = (check.expected.parse(), check.found.parse());
-                    let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
+                    let ours = namespace::ours(ours.unwrap_or_default());
+                    let theirs = namespace::of(held.fd.as_fd(), theirs.unwrap_or_default());
                     return Err(Error::ForeignNamespace { name: name.to_owned(), theirs, ours });
                 }
                 _ => {
@@ -160,6 +171,13 @@ impl Driver {
             }
         }
         Ok(blocking)
+    }
+
+    /// The cookie of another network namespace than this process's own, where such a socket lives in one.
+    pub(crate) fn foreign_namespace(&self, held: &Held) -> Option<u64> {
+        held.inet?;
+        let theirs = sys::network_namespace_cookie(held.fd.as_fd()).ok()?;
+        self.namespace.is_some_and(|ours| ours != theirs).then_some(theirs)
     }
 
     /// Each name of the manifest comes once.

@@ -71,7 +71,7 @@ impl Driver {
         self.work.push_back(Work::Successor(input));
     }
 
-    fn check_state(&mut self, mut descriptors: Vec<OwnedFd>) -> Result<()> {
+    pub(super) fn check_state(&mut self, mut descriptors: Vec<OwnedFd>) -> Result<()> {
         let (Some(arriving), Some(fd), true) = (&mut self.arriving, descriptors.pop(), descriptors.is_empty()) else {
             return Err(Error::Misbehaved("a state is one descriptor".to_owned()));
         };
@@ -108,6 +108,13 @@ impl Driver {
     pub(crate) fn starts_cold(&mut self, why: &str) {
         warn!("starting cold: {why}");
         self.table.report.state = Some(StateOutcome::Cold { why: why.to_owned() });
+    }
+
+    /// The state that the successor gave back, where it did.
+    pub(super) fn came_back(&self) -> Option<StateOutcome> {
+        let Arriving { announced, fd: Some(_) } = self.arriving.as_ref()? else { return None };
+        let (schema, version, length) = (announced.schema.clone(), announced.version, announced.length);
+        Some(StateOutcome::Inherited { schema, version, length })
     }
 
     /// What there is of the state at the commit.

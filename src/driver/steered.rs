@@ -23,7 +23,7 @@ pub(super) struct Tail {
     pub(super) id: Peer,
     link: DrainLink,
     /// The number of the last order that was obeyed.
-    obeyed: u64,
+    obeyed: Option<u64>,
 }
 
 impl Driver {
@@ -64,7 +64,7 @@ impl Driver {
         self.next_peer += 1;
         self.poller.watch(ours.as_fd(), FIRST_PEER + 2 * id as usize, Interest::READABLE)?;
         self.drop_tail();
-        self.tail = Some(Tail { id, link: ours, obeyed: 0 });
+        self.tail = Some(Tail { id, link: ours, obeyed: None });
         Ok((theirs, pidfd))
     }
 
@@ -78,7 +78,7 @@ impl Driver {
     fn drain_status(&self) -> DrainStatus {
         DrainStatus {
             who: self.identity(),
-            generation: self.predecessor.as_ref().map_or(0, Predecessor::generation),
+            generation: self.predecessor.as_ref().map(Predecessor::generation),
             in_flight: Some(self.wake.leases()),
             left_ms: self.drain_left().map(|left| left.as_millis() as u64),
             oldest_ms: self.wake.oldest().map(|age| age.as_millis() as u64),
@@ -126,11 +126,13 @@ impl Driver {
     }
 
     fn obey(&mut self, steer: &Steer) {
-        if self.phase() != Phase::Draining || !self.steer_drain(steer.order, Duration::from_millis(steer.by_ms)) {
+        if self.phase() != Phase::Draining
+            || !self.steer_drain(steer.order, Duration::from_millis(steer.by_ms.unwrap_or_default()))
+        {
             return;
         }
         if let Some(tail) = &mut self.tail {
-            tail.obeyed = steer.number;
+            tail.obeyed = Some(steer.number);
         }
         self.report_by_tail(true);
     }

@@ -1,6 +1,7 @@
 //! What an owner tells about itself, to whoever asks and to whoever watches.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use log::{info, warn};
 
@@ -32,9 +33,12 @@ impl Driver {
         }
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
+        } else if self.takeover_since.is_none() {
+            self.takeover_since = Some(Instant::now());
         }
-        let drainers = self.all_drainers();
-        let told = format!("{phase} {generation} {:?} {drainers:?}", predecessor.takeover());
+        let probation = (predecessor.stands_by(), predecessor.stands_by_for());
+        let takeover = predecessor.takeover();
+        let told = format!("{phase} {generation} {takeover:?} {:?} {probation:?}", self.all_drainers());
         if told == self.told {
             return;
         }
@@ -112,10 +116,12 @@ impl Driver {
                     address: held.entry.address.clone(),
                     accept_queue: queue.map(|(length, _)| length),
                     accept_queue_limit: queue.map(|(_, limit)| limit),
+                    foreign_network_namespace: self.foreign_namespace(held),
                 }
             })
             .collect();
         let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
+        let probation = self.probation_status();
         Status {
             generation: self.generation(),
             pid: self.pid,
@@ -131,8 +137,10 @@ impl Driver {
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
                 step_since_ms: self.step_since_ms(),
             }),
-            predecessor: self.elder.clone(),
+            // One that stands by does not drain.
+            predecessor: self.elder.clone().filter(|_| probation.is_none()),
             drainers: self.all_drainers(),
+            probation,
             listener_count: listeners.len() as u32,
             listeners,
         }

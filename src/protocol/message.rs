@@ -61,8 +61,11 @@ pub(crate) struct Hello {
     #[serde(default)]
     pub(crate) history: bool,
     /// It takes the drain links of its predecessor, and of those before it that still drain.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) drain_links: bool,
+    /// For how long it asks the predecessor to stand by after the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -100,6 +103,9 @@ pub(crate) struct Offer {
     /// How many descriptors may be under way without an `Ack`.
     #[serde(default)]
     pub(crate) window: Option<u32>,
+    /// For how long the owner will stand by after the commit, where the successor wants that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
 }
 
 /// A part of the manifest.
@@ -146,15 +152,20 @@ impl Ready {
     /// Leaves out the names that one frame has no room for.
     pub(crate) fn cut(mut self) -> Ready {
         for names in [&mut self.bound, &mut self.dropped, &mut self.missing] {
-            let mut bytes = 0;
-            let fitting = names.iter().take(MAX_REPORTED).take_while(|name| {
-                bytes += name.len() + 3;
-                bytes <= MAX_REPORTED_BYTES
-            });
-            names.truncate(fitting.count());
+            cut_names(names);
         }
         self
     }
+}
+
+/// Leaves out the names that a report on the wire has no room for.
+pub(crate) fn cut_names(names: &mut Vec<String>) {
+    let mut bytes = 0;
+    let fitting = names.iter().take(MAX_REPORTED).take_while(|name| {
+        bytes += name.len() + 3;
+        bytes <= MAX_REPORTED_BYTES
+    });
+    names.truncate(fitting.count());
 }
 
 /// The application's state: one descriptor follows, and an `Ack` that counts it.
@@ -179,6 +190,22 @@ pub(crate) struct Released {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Owning {
     pub(crate) generation: u64,
+    /// It is on probation for so long, as it was offered: [`Confirmed`] or [`TakeBack`] will end that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
+}
+
+/// The owner lock is free again, for the predecessor that stands by alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct TakeBack {
+    /// That of the takeover that is undone.
+    pub(crate) nonce: u64,
+    /// Why, for people.
+    #[serde(default)]
+    pub(crate) reason: String,
+    /// Entries that the predecessor does not have: they end with the successor.
+    #[serde(default, deserialize_with = "bounded")]
+    pub(crate) lost: Vec<String>,
 }
 
 /// The predecessor may drain: nobody will ask it back.
@@ -194,11 +221,11 @@ pub(crate) struct Draining {
     #[serde(default)]
     pub(crate) left_ms: Option<u64>,
     /// For how long the oldest of it has been going on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) oldest_ms: Option<u64>,
-    /// The number of the last [`Steer`] that was obeyed; 0: none was.
-    #[serde(default)]
-    pub(crate) obeyed: u64,
+    /// The number of the last [`Steer`] that was obeyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) obeyed: Option<u64>,
 }
 
 /// The predecessor's last words.
@@ -209,6 +236,9 @@ pub(crate) struct Bye {
     pub(crate) forced: bool,
     #[serde(default)]
     pub(crate) in_flight: u64,
+    /// The process lives on, and has to do with the service in another way, or in none.
+    #[serde(default)]
+    pub(crate) stays: bool,
 }
 
 /// A process that drains, and whose drain link follows, with its pidfd.
@@ -216,7 +246,7 @@ pub(crate) struct Bye {
 pub(crate) struct Drainer {
     pub(crate) drain: DrainStatus,
     /// Its last word, where it has said it: whether its drain was forced.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) forced: Option<bool>,
 }
 
@@ -237,12 +267,12 @@ pub(crate) struct Steer {
     pub(crate) number: u64,
     pub(crate) order: Order,
     /// By how much the deadline moves.
-    #[serde(default)]
-    pub(crate) by_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
 }
 
 words! {
-    /// What a control client asks. None of these changes anything but `Stop`, and the two that steer a drain.
+    /// What a control client asks. `Status`, `Watch` and `History` change nothing.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -250,6 +280,12 @@ words! {
         Watch = "watch",
         /// Leave without a successor.
         Stop = "stop",
+        /// End a probation: the predecessor may drain.
+        Confirm = "confirm",
+        /// End a probation: the predecessor takes the service back.
+        Rollback = "rollback",
+        /// Stand by after the next takeover, as long as this client is connected when it begins.
+        Probation = "probation",
         /// The last takeovers.
         History = "history",
         /// Move the deadline of those who drain.
@@ -263,18 +299,23 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Ask {
     pub(crate) question: Question,
-    /// By how much the deadline of a drain moves.
-    #[serde(default)]
-    pub(crate) by_ms: u64,
-    /// Whose drain is meant; of all of them, where there is none.
-    #[serde(default)]
+    /// Why, for people: of `Rollback`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) reason: String,
+    /// For how long: of `Probation`; nothing takes the wish back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) probation_ms: Option<u64>,
+    /// By how much: of `ExtendDrain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
+    /// Whose: of `ExtendDrain` and `FinishDrain`; nothing means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) generation: Option<u64>,
 }
 
 impl From<Question> for Ask {
-    /// A question that has nothing beside it.
     fn from(question: Question) -> Ask {
-        Ask { question, by_ms: 0, generation: None }
+        Ask { question, reason: String::new(), probation_ms: None, by_ms: None, generation: None }
     }
 }
 
@@ -403,6 +444,7 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
+    17 TakeBack "take-back";
     20 History "history";
     24 Drainer "drainer";
     25 Steer "steer";

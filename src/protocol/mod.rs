@@ -30,6 +30,8 @@ pub(crate) enum Timer {
     Release,
     /// The commit after `Released`.
     Commit,
+    /// The end of a probation, on either side.
+    Probation,
     /// The next look at the lock: no kernel event exists for it.
     Probe,
     /// A whole rehearsal.
@@ -72,5 +74,13 @@ impl Default for Deadlines {
     }
 }
 
+/// The longest release that an offer may announce: whoever announces more is waited for no longer.
+pub(crate) const MAX_RELEASE: Duration = Duration::from_secs(600);
+/// The longest commit that an offer may announce.
+pub(crate) const MAX_COMMIT: Duration = Duration::from_secs(60);
+
 /// How much longer a reader waits than its sender may take, so that it never gives up on an answer on its way.
 pub(crate) const READER_GRACE: Duration = Duration::from_secs(5);
+
+/// The longest probation that an owner grants.
+pub(crate) const MAX_PROBATION: Duration = Duration::from_secs(24 * 60 * 60);

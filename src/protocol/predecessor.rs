@@ -4,13 +4,20 @@
 //! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
 //! believes about the owner lock is true, because nobody but this process can take that lock from it.
 
+mod probation;
+mod rehearsal;
+mod standing_by;
+
 use std::time::Duration;
 
+use self::probation::Probation;
+use self::rehearsal::Rehearsal;
+use self::standing_by::Standing;
 use super::message::{
-    Abort, Ask, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
+    Abort, Ask, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants, cut,
 };
 use super::transfer::Transfer;
-use super::{Deadlines, FAMILY_SLOTS, Timer};
+use super::{Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::StateKind;
 use crate::status::Phase;
@@ -47,6 +54,12 @@ pub(crate) enum Input {
     AppResumed,
     /// The application, or somebody who may, wants this process to leave.
     Stop,
+    /// The application ends the probation: the predecessor may drain.
+    Confirm,
+    /// The application ends the probation: the predecessor takes the service back.
+    GiveBack(String),
+    /// The descriptor of the state that comes back arrived, and is what it should be.
+    StateArrived(Peer),
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -64,6 +77,11 @@ pub(crate) enum Found {
     Unknown,
     /// Nobody owns at this moment, and two others are at a takeover: one of them will, unless both are stopped.
     Barred,
+    /// As `Free`, and the file says that it was unlocked for this very process.
+    Returned(u64),
+    /// Another process owns, and the probation of this one's successor is over: it has given byte 1 back, or somebody has
+    /// owned after it.
+    Over,
 }
 
 /// How the owner lock is to be taken back.
@@ -76,6 +94,9 @@ pub(crate) enum Claim {
     Exclusive,
     /// Byte 0 alone, because a stopped successor may keep byte 1 for ever; the nonce in the file decides.
     Bare,
+    /// Of a process that stands by, and holds byte 1 shared with its successor: byte 0 alone, as long as the file has the
+    /// generation after its own, and nonce 0 or this one.
+    StandBy(u64),
 }
 
 /// Why the application is told to leave.
@@ -86,6 +107,16 @@ pub enum Reason {
     Successor,
     /// A stop was asked for.
     Stopped,
+    /// The predecessor owns the service again: this process was on probation.
+    RolledBack,
+}
+
+impl Reason {
+    /// Whether another process serves now: what waits in the queues is for that one.
+    #[must_use]
+    pub fn is_served(self) -> bool {
+        self != Reason::Stopped
+    }
 }
 
 /// What the application is told.
@@ -95,6 +126,8 @@ pub(crate) enum Notice {
     Release,
     /// Take everything up again.
     Resume,
+    /// Stop accepting and keep everything.
+    StandBy,
     /// Stop accepting and drain.
     Leave(Reason),
     /// A stop was asked for before the application was ready: it will not serve.
@@ -124,6 +157,10 @@ pub(crate) enum Output {
         peer: Peer,
         watch: bool,
     },
+    /// The answer to this client takes as long as it takes: he may be silent.
+    Await(Peer),
+    /// The probation is over: give byte 1 back.
+    EndProbation,
     /// Answer with the last takeovers.
     TellHistory(Peer),
     /// Pass on what a client wants of those who drain, and answer him when they have obeyed.
@@ -173,6 +210,10 @@ struct Heir {
     /// Whether it takes the application's state.
     takes_state: bool,
     progress: String,
+    /// For how long this process stands by after the commit, if the heir says that it is on probation.
+    probation: Option<Duration>,
+    /// It is the predecessor, which takes the service back, and this is why.
+    back: Option<String>,
 }
 
 /// How long a process that is not the owner any more has found byte 0 free and byte 1 taken.
@@ -197,6 +238,8 @@ enum Stage {
     Released(Heir),
     /// The heir did not say `Owning` in time, and the lock is not to be had: it lives, or somebody does.
     Silent(Heir),
+    /// The heir owns, on probation.
+    StandingBy(Standing),
     /// The heir owns. `confirmed`: byte 1 is given back.
     Leaving {
         heir: Heir,
@@ -205,15 +248,6 @@ enum Stage {
     },
     Stopping,
     Gone,
-}
-
-/// A look at the entries by somebody who takes nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Rehearsal {
-    peer: Peer,
-    /// How many were announced to it: entries may come and go while it looks.
-    entries: u32,
-    transfer: Option<Transfer>,
 }
 
 /// The machine.
@@ -230,6 +264,16 @@ pub(crate) struct Predecessor {
     state: Option<StateKind>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
+    /// This process lives on after it has left.
+    stays: bool,
+    /// This process is on probation, and its predecessor stands by.
+    probation: Option<Probation>,
+    /// A takeover that comes during a probation confirms it.
+    confirms: bool,
+    /// Who wants this process to stand by after the next takeover, and for how long.
+    wish: Option<(Peer, Duration)>,
+    /// The successor that has given the service back: what it still says changes nothing.
+    giver: Option<(Peer, Who)>,
     /// A stop was asked for while a takeover was past `Ready`.
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
@@ -259,6 +303,11 @@ impl Predecessor {
             state: None,
             stage: Stage::Starting,
             rehearsal: None,
+            stays: false,
+            probation: None,
+            confirms: false,
+            wish: None,
+            giver: None,
             stopping: false,
             owed: false,
             patience: Patience::Rested,
@@ -285,6 +334,11 @@ impl Predecessor {
         self.window = descriptors;
     }
 
+    /// Says that the end of this owner is not that of its process.
+    pub(crate) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
+    }
+
     /// What the application's state is written in, where it has one.
     pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
         self.state = kind;
@@ -306,6 +360,7 @@ impl Predecessor {
             Stage::Starting => Phase::Starting,
             Stage::Serving => Phase::Serving,
             Stage::HandingOver(..) | Stage::Released(_) | Stage::Silent(_) => Phase::HandingOver,
+            Stage::StandingBy(_) => Phase::StandingBy,
             Stage::Leaving { .. } => Phase::Draining,
             Stage::Stopping | Stage::Gone => Phase::Stopping,
         }
@@ -336,6 +391,7 @@ impl Predecessor {
             Input::Ready => {
                 if self.stage == Stage::Starting {
                     self.serve(out);
+                    self.probation_begins(out);
                 }
             }
             Input::Message(peer, message) => self.message(peer, message, out),
@@ -345,6 +401,7 @@ impl Predecessor {
             Input::Died(peer) => {
                 out.push(Output::Close(peer));
                 self.gone(peer, out);
+                self.elder_died(peer, out);
             }
             Input::Expired(timer) => self.expired(timer, out),
             Input::Claimed(found) => self.claimed(found, out),
@@ -363,6 +420,13 @@ impl Predecessor {
                 }
             }
             Input::Stop => self.stop(out),
+            Input::Confirm => self.confirm(out),
+            Input::GiveBack(why) => {
+                // The application hears of the end by its events, and of a beginning that is refused by nothing: it asks
+                // before whether there is a probation.
+                let _ = self.give_back(why, None, out);
+            }
+            Input::StateArrived(peer) => self.state_came_back(peer, out),
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
@@ -385,31 +449,51 @@ impl Predecessor {
                     out.push(Output::Send(peer, Done {}.into()));
                     self.stop(out);
                 }
+                Question::Confirm => self.asked_to_confirm(peer, out),
+                Question::Rollback => self.asked_to_give_back(peer, ask.reason, out),
+                Question::Probation => self.asked_to_stand_by(peer, ask.probation_ms, out),
+                Question::ExtendDrain | Question::FinishDrain => self.asked_to_steer(peer, ask, out),
                 // A refusal closes, and whoever was at something must not stay at it.
-                question if self.is_heir(peer) || self.is_rehearsal(peer) => {
-                    self.fault(peer, format!("the question {question} out of order"), out);
+                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, "a question that this version does not know".to_owned(), out);
                 }
-                Question::ExtendDrain | Question::FinishDrain if self.owns() => out.push(Output::Steer(peer, ask)),
-                Question::ExtendDrain | Question::FinishDrain => out.push(Output::Refuse(peer, no_longer_owner())),
                 Question::Unknown => {
-                    out.push(Output::Refuse(peer, Refusal::new("unsupported", "this version cannot do that")));
+                    self.decline(peer, Refusal::new("unsupported", "this version cannot do that"), out);
                 }
             },
             message if self.is_rehearsal(peer) => self.rehearse(peer, message, out),
+            message if self.is_standing_by_for(peer) => self.heir_on_probation(peer, message, out),
             message if self.is_heir(peer) => self.takeover_message(peer, message, out),
+            message if self.is_elder(peer) => self.elder_says(peer, message, out),
+            _ if self.is_giver(peer) => {}
             message => self.fault(peer, format!("{} out of order", message.word()), out),
         }
     }
 
+    /// Something is wanted of those who drain. What comes of it is for the driver, who has their links.
+    fn asked_to_steer(&mut self, peer: Peer, ask: Ask, out: &mut Vec<Output>) {
+        // A refusal closes, and whoever was at something must not stay at it.
+        if self.is_heir(peer) || self.is_rehearsal(peer) {
+            return self.fault(peer, format!("the question {} out of order", ask.question), out);
+        }
+        out.push(if self.owns() { Output::Steer(peer, ask) } else { Output::Refuse(peer, no_longer_owner()) });
+    }
+
     /// A takeover or a rehearsal is asked for.
     fn hello(&mut self, peer: Peer, hello: Hello, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_rehearsal(peer) {
+        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
             return self.fault(peer, "a second hello".to_owned(), out);
         }
         if let Err(refusal) = self.admit(&hello) {
             return out.push(Output::Refuse(peer, refusal));
         }
         let rehearsal = hello.wants == Wants::Rehearsal;
+        if !rehearsal && self.probation.is_some() {
+            // Admitted all the same: that is what the application wants.
+            self.confirm(out);
+        }
+        let wish = self.wish.map(|(_, span)| span).or(hello.probation_ms.map(Duration::from_millis));
+        let probation = wish.filter(|span| !rehearsal && !span.is_zero()).map(|span| span.min(MAX_PROBATION));
         let family = if rehearsal { 0 } else { FAMILY_SLOTS };
         let offer = Offer {
             version: hello.max_version.min(VERSIONS.1),
@@ -426,6 +510,7 @@ impl Predecessor {
             path_inode: self.path_inode,
             state: self.state.clone(),
             window: Some(Transfer::window(self.window)),
+            probation_ms: probation.map(|span| span.as_millis() as u64),
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
@@ -435,7 +520,8 @@ impl Predecessor {
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
             let takes_state = hello.state;
-            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress: String::new() };
+            let progress = String::new();
+            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress, probation, back: None };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
             out.push(Output::JoinTakeover);
@@ -467,7 +553,7 @@ impl Predecessor {
             Stage::Starting => later("starting", "the owner is not ready yet", 200),
             _ if self.stopping => later("stopping", "the owner is about to stop", 500),
             Stage::Stopping | Stage::Gone => later("stopping", "the owner is about to stop", 500),
-            Stage::Leaving { .. } => Err(no_longer_owner()),
+            Stage::Leaving { .. } | Stage::StandingBy(_) => Err(no_longer_owner()),
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) => Err(Refusal {
                 who: Some(heir.who.clone()),
                 retry_after_ms: Some(1000),
@@ -479,6 +565,7 @@ impl Predecessor {
             Stage::Serving if hello.wants == Wants::Rehearsal && self.rehearsal.is_some() => {
                 later("busy", "another rehearsal is at it", 1000)
             }
+            Stage::Serving if hello.wants == Wants::Takeover && !self.confirms => self.admit_on_probation(),
             Stage::Serving => Ok(()),
         }
     }
@@ -496,8 +583,9 @@ impl Predecessor {
                 *step = Step::Sending(transfer);
                 out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
             }
-            (Stage::HandingOver(_, Step::SendingState), Message::Ack(ack))
-                if ack.descriptors == FAMILY_SLOTS + self.entries + 1 =>
+            (Stage::HandingOver(heir, Step::SendingState), Message::Ack(ack))
+                // On the way back nothing but the state has gone before.
+                if ack.descriptors == if heir.back.is_some() { 1 } else { FAMILY_SLOTS + self.entries + 1 } =>
             {
                 self.release(out);
             }
@@ -534,13 +622,28 @@ impl Predecessor {
                     self.release(out);
                 }
             }
-            (Stage::HandingOver(..), Message::Abort(_)) => {
+            (Stage::HandingOver(heir, _), Message::Abort(Abort(why))) => {
+                if heir.back.is_some() {
+                    return self.elder_leaves(why, out);
+                }
                 self.back_out(out);
                 out.push(Output::Close(peer));
             }
             // It has the descriptors and gives up between the unlock and its lock: nobody holds byte 0 now.
-            (Stage::Released(_) | Stage::Silent(_), Message::Abort(_)) => out.push(Output::Claim(Claim::Shared)),
+            (Stage::Released(heir) | Stage::Silent(heir), Message::Abort(_)) => {
+                if heir.back.is_some() {
+                    self.elder_is_lost();
+                }
+                out.push(Output::Claim(Claim::Shared));
+            }
+            (Stage::Released(heir) | Stage::Silent(heir), Message::Owning(owning))
+                if heir.probation.is_some() && owning.probation_ms.is_some() =>
+            {
+                let heir = heir.clone();
+                self.stand_by(heir, out);
+            }
             (Stage::Released(heir) | Stage::Silent(heir), Message::Owning(_)) => {
+                let reason = if heir.back.is_some() { Reason::RolledBack } else { Reason::Successor };
                 self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, finish: None };
                 // A stop that was asked for in between has had its way.
                 self.stopping = false;
@@ -548,9 +651,15 @@ impl Predecessor {
                 self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
-                out.push(Output::Tells(Notice::Leave(Reason::Successor)));
+                out.push(Output::Tells(Notice::Leave(reason)));
+                self.given_back(out);
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
+            // It has crossed the word with which this process has stood down.
+            (
+                Stage::Leaving { confirmed: true, .. },
+                Message::Confirmed(_) | Message::TakeBack(_) | Message::State(_) | Message::Abort(_),
+            ) => {}
             (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
         }
     }
@@ -579,7 +688,12 @@ impl Predecessor {
         out.push(Output::StopControl);
         out.push(Output::Record { generation: self.generation, nonce: heir.nonce });
         out.push(Output::Unlock);
-        out.push(Output::Send(heir.peer, Released { nonce: heir.nonce }.into()));
+        let nonce = heir.nonce;
+        let word: Message = match &heir.back {
+            Some(reason) => TakeBack { nonce, reason: reason.clone(), lost: Vec::new() }.into(),
+            None => Released { nonce }.into(),
+        };
+        out.push(Output::Send(heir.peer, word));
         out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
         self.stage = Stage::Released(heir);
     }
@@ -599,11 +713,20 @@ impl Predecessor {
             self.rehearsal = None;
             out.push(Output::Disarm(Timer::Rehearsal));
         }
+        self.forget_asker(peer);
+        self.elder_hangs_up(peer);
         if !self.is_heir(peer) {
             return;
         }
         match &mut self.stage {
+            Stage::HandingOver(heir, _) if heir.back.is_some() => {
+                self.return_failed(Refusal::new("link-lost", "the connection to the predecessor broke"), out);
+            }
             Stage::HandingOver(..) => self.back_out(out),
+            Stage::StandingBy(standing) => {
+                standing.linked = false;
+                self.claim(out);
+            }
             Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. } => self.claim(out),
             _ => {}
         }
@@ -635,6 +758,11 @@ impl Predecessor {
                 }
                 self.claim(out);
             }
+            (Timer::Probe, Stage::StandingBy(_)) => {
+                out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                self.claim(out);
+            }
+            (Timer::Probation, _) => self.probation_passed(out),
             (Timer::Probe, Stage::Silent(_)) => self.claim(out),
             (Timer::Probe, Stage::Leaving { .. }) => {
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
@@ -650,6 +778,12 @@ impl Predecessor {
         self.wait_on(found, out);
         let patience = self.patience;
         match (&mut self.stage, found) {
+            (Stage::StandingBy(_), _) => self.stood_by(found, out),
+            (Stage::Released(heir), Found::Free(found)) | (Stage::Silent(heir), Found::Free(found))
+                if heir.back.is_some() =>
+            {
+                self.not_taken_back(found, out);
+            }
             (Stage::Released(heir), Found::Free(found)) | (Stage::Silent(heir), Found::Free(found)) => {
                 let peer = heir.peer;
                 let why = Refusal::new("commit", "the successor did not take the lock in time");
@@ -675,7 +809,7 @@ impl Predecessor {
             {
                 let Some((forced, in_flight)) = *finish else { return };
                 let peer = heir.peer;
-                out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
+                out.push(Output::Send(peer, Bye { forced, in_flight, stays: self.stays }.into()));
                 out.push(Output::Close(peer));
                 out.push(Output::Disarm(Timer::Probe));
                 self.stage = Stage::Gone;
@@ -703,6 +837,7 @@ impl Predecessor {
     /// Asks the kernel for the owner lock, by the locks that this process has a right to.
     fn claim(&self, out: &mut Vec<Output>) {
         let claim = match &self.stage {
+            Stage::StandingBy(standing) => Claim::StandBy(standing.heir.nonce),
             _ if self.patience == Patience::Gone => Claim::Bare,
             Stage::Leaving { confirmed: true, .. } => Claim::Exclusive,
             _ => Claim::Shared,
@@ -716,7 +851,14 @@ impl Predecessor {
                 self.stage = Stage::Gone;
                 out.push(Output::Tells(Notice::Cancelled));
             }
-            Stage::Serving => self.enter_stopping(out),
+            Stage::Serving => {
+                // Whoever stands by is told, and takes over in good order.
+                self.stopping = true;
+                if self.give_back("the owner was asked to stop".to_owned(), None, out).is_err() {
+                    self.serve(out);
+                }
+            }
+            Stage::StandingBy(_) => self.step_down(out),
             // What leaves stays gone, even where its successor dies.
             Stage::HandingOver(_, Step::Releasing | Step::SendingState)
             | Stage::Released(_)
@@ -733,6 +875,10 @@ impl Predecessor {
     fn enter_stopping(&mut self, out: &mut Vec<Output>) {
         self.end_rehearsal(Refusal::new("stopping", "the owner was asked to stop"), out);
         self.stage = Stage::Stopping;
+        if self.probation.is_some() {
+            // Whoever stands by gets the lock at the end of this process.
+            out.push(Output::Disarm(Timer::Probation));
+        }
         out.push(Output::Tells(Notice::Leave(Reason::Stopped)));
     }
 
@@ -756,6 +902,9 @@ impl Predecessor {
     /// Ends a takeover before its release, by this side's will.
     fn abort(&mut self, why: Refusal, out: &mut Vec<Output>) {
         if let Stage::HandingOver(heir, _) = &self.stage {
+            if heir.back.is_some() {
+                return self.return_failed(why, out);
+            }
             out.push(Output::Send(heir.peer, Abort(why).into()));
             out.push(Output::Close(heir.peer));
             self.back_out(out);
@@ -802,37 +951,17 @@ impl Predecessor {
         self.stage = Stage::Serving;
         if std::mem::take(&mut self.stopping) {
             self.enter_stopping(out);
+        } else {
+            self.confirm_if_due(out);
         }
     }
 
-    fn rehearse(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
-        let Some(rehearsal) = &mut self.rehearsal else { return };
-        match (&mut rehearsal.transfer, message) {
-            (None, Message::Room(room)) if room.descriptors >= rehearsal.entries => {
-                let mut transfer = Transfer::of(rehearsal.entries, self.window);
-                pump(peer, &mut transfer, out);
-                rehearsal.transfer = Some(transfer);
-            }
-            (Some(transfer), Message::Ack(ack)) => {
-                if transfer.acknowledge(ack.descriptors) {
-                    pump(peer, transfer, out);
-                } else {
-                    self.fault(peer, "ack of something that was not sent".to_owned(), out);
-                }
-            }
-            (_, Message::Abort(_)) => {
-                out.push(Output::Close(peer));
-                self.gone(peer, out);
-            }
-            (_, message) => self.fault(peer, format!("{} in a rehearsal", message.word()), out),
-        }
-    }
-
-    fn end_rehearsal(&mut self, why: Refusal, out: &mut Vec<Output>) {
-        if let Some(rehearsal) = self.rehearsal.take() {
-            out.push(Output::Disarm(Timer::Rehearsal));
-            out.push(Output::Send(rehearsal.peer, Abort(why).into()));
-            out.push(Output::Close(rehearsal.peer));
+    /// Says no. A refusal closes, and whoever was at something must not stay at it.
+    fn decline(&mut self, peer: Peer, why: Refusal, out: &mut Vec<Output>) {
+        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
+            self.fault(peer, format!("a question that is refused: {}", why.message), out);
+        } else {
+            out.push(Output::Refuse(peer, why));
         }
     }
 
@@ -840,10 +969,10 @@ impl Predecessor {
     fn fault(&mut self, peer: Peer, what: String, out: &mut Vec<Output>) {
         let why = Refusal::new("protocol", what);
         match &self.stage {
-            Stage::HandingOver(heir, _) if heir.peer == peer => return self.abort(why, out),
+            Stage::HandingOver(heir, _) if heir.peer == peer && heir.back.is_none() => return self.abort(why, out),
             _ => {}
         }
-        if self.is_heir(peer) {
+        if self.is_heir(peer) || self.is_elder(peer) {
             out.push(Output::Close(peer));
             self.gone(peer, out);
         } else if self.is_rehearsal(peer) {
@@ -859,12 +988,9 @@ impl Predecessor {
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) | Stage::Leaving { heir, .. } => {
                 heir.peer == peer
             }
+            Stage::StandingBy(standing) => standing.heir.peer == peer,
             _ => false,
         }
-    }
-
-    fn is_rehearsal(&self, peer: Peer) -> bool {
-        self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::message::{
     Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants, cut,
 };
-use super::{FAMILY_SLOTS, READER_GRACE, Timer};
+use super::{FAMILY_SLOTS, MAX_COMMIT, MAX_PROBATION, MAX_RELEASE, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, StateKind};
 
@@ -181,6 +181,10 @@ pub(crate) struct Successor {
     looks: u8,
     predecessor: Who,
     offered_state: Option<StateKind>,
+    /// For how long the predecessor stands by after the commit, as it has offered.
+    probation: Option<Duration>,
+    /// Without a probation there is to be no takeover.
+    demands_probation: bool,
     generation: u64,
 }
 
@@ -201,6 +205,8 @@ impl Successor {
             looks: 0,
             predecessor: Who::default(),
             offered_state: None,
+            probation: None,
+            demands_probation: false,
             generation: 0,
         };
         out.push(Output::Send(hello.into()));
@@ -216,6 +222,21 @@ impl Successor {
     /// What the predecessor's state is written in, as it told in the offer.
     pub(crate) fn state_kind(&self) -> Option<&StateKind> {
         self.offered_state.as_ref()
+    }
+
+    /// Gives up where the predecessor offers no probation.
+    pub(crate) fn demand_probation(&mut self) {
+        self.demands_probation = true;
+    }
+
+    /// For how long the predecessor stands by: as offered, and since the commit as it is.
+    pub(crate) fn probation(&self) -> Option<Duration> {
+        self.probation
+    }
+
+    /// What names this takeover.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.nonce
     }
 
     /// The generation that this process has, or will have, as the owner.
@@ -239,6 +260,7 @@ impl Successor {
             wants,
             network_namespace,
             state: false,
+            probation_ms: None,
             history: false,
             drain_links: false,
         }
@@ -323,13 +345,20 @@ impl Successor {
         }
     }
 
-    fn offered(&mut self, offer: Offer, out: &mut Vec<Output>) {
+    fn offered(&mut self, mut offer: Offer, out: &mut Vec<Output>) {
         if offer.version < VERSIONS.0 || offer.version > VERSIONS.1 {
             return self.withdraw(Refusal::new("version", format!("version {} was chosen", offer.version)), out);
         }
         let family = if self.wants == Wants::Rehearsal { 0 } else { FAMILY_SLOTS };
         if offer.descriptors != offer.entries + family {
             return self.withdraw(Refusal::new("protocol", "the numbers of the offer disagree"), out);
+        }
+        // What an owner announces is waited for, but not for ever.
+        offer.release_ms = offer.release_ms.min(MAX_RELEASE.as_millis() as u64);
+        offer.commit_ms = offer.commit_ms.min(MAX_COMMIT.as_millis() as u64);
+        self.probation = offer.probation_ms.map(Duration::from_millis).map(|span| span.min(MAX_PROBATION));
+        if self.probation.is_none() && self.demands_probation {
+            return self.withdraw(Refusal::new("no-probation", "the owner would not stand by"), out);
         }
         self.predecessor = Who { pid: offer.pid, app_version: cut(offer.app_version.clone()) };
         self.offered_state = offer.state.clone();
@@ -507,16 +536,25 @@ impl Successor {
                 Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Waiting { .. } | Stage::Taking { .. },
             ) => {
                 let whole = !matches!(self.stage, Stage::Receiving { .. });
+                // Else nobody is known to stand by.
+                let released = self.link && !self.died && self.ready && self.giving_up.is_none();
+                self.probation = self.probation.filter(|_| released && self.generation == generation + 1);
                 self.generation = generation + 1;
                 for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
                     out.push(Output::Disarm(timer));
                 }
                 out.push(Output::Record { generation: self.generation });
                 if self.link {
-                    out.push(Output::Send(Owning { generation: self.generation }.into()));
-                    out.push(Output::Send(Confirmed {}.into()));
+                    let probation_ms = self.probation.map(|span| span.as_millis() as u64);
+                    out.push(Output::Send(Owning { generation: self.generation, probation_ms }.into()));
                 }
-                out.push(Output::LeaveTakeover);
+                // On probation the owner's machine says the one and does the other, at its end.
+                if self.probation.is_none() {
+                    if self.link {
+                        out.push(Output::Send(Confirmed {}.into()));
+                    }
+                    out.push(Output::LeaveTakeover);
+                }
                 self.stage = Stage::Owner;
                 if !whole {
                     out.push(Output::Tells(Notice::Received { whole }));

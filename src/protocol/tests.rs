@@ -2,5 +2,6 @@
 
 mod alone;
 mod format;
+mod probation;
 mod takeover;
 mod world;

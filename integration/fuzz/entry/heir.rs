@@ -54,8 +54,8 @@ enum Step {
 /// The bytes are a list of events, in the encoding of `arbitrary`.
 pub fn successor(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
-    let Ok(rehearsal) = bool::arbitrary(&mut bytes) else { return };
-    let mut walk = Walk::new(rehearsal);
+    let (Ok(rehearsal), Ok(probation)) = (bool::arbitrary(&mut bytes), bool::arbitrary(&mut bytes)) else { return };
+    let mut walk = Walk::new(rehearsal, probation);
     while !bytes.is_empty()
         && let Ok(event) = Event::arbitrary(&mut bytes)
     {
@@ -67,6 +67,9 @@ struct Walk {
     machine: Successor,
     kernel: Kernel,
     rehearsal: bool,
+    /// Whether a well-behaved owner grants one.
+    probation: bool,
+    joined: bool,
     step: Step,
     armed: BTreeSet<Timer>,
     /// Those that were taken back, and not armed again.
@@ -85,7 +88,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(rehearsal: bool) -> Walk {
+    fn new(rehearsal: bool, probation: bool) -> Walk {
         let wants = if rehearsal { Wants::Rehearsal } else { Wants::Takeover };
         let deadlines = Deadlines::default();
         let hello = Successor::hello(NONCE, Who::default(), wants, None);
@@ -95,6 +98,8 @@ impl Walk {
             machine,
             kernel: Kernel::new(Holder::Another, 1, NONCE),
             rehearsal,
+            probation,
+            joined: false,
             step: Step::default(),
             armed: BTreeSet::new(),
             late: BTreeSet::new(),
@@ -178,6 +183,10 @@ impl Walk {
                     output => self.perform(output),
                 }
             }
+            if self.owner {
+                let on_probation = self.machine.probation().is_some();
+                assert_eq!(self.joined, on_probation, "{what:?}: byte 1 is kept for a probation, and for nothing else");
+            }
             let over = self.owner || self.failed;
             assert!(!over || self.armed.is_empty(), "{what:?}: {:?} after the end", self.armed);
         }
@@ -198,6 +207,7 @@ impl Walk {
                     generation: 1,
                     entries: ENTRIES,
                     descriptors: ENTRIES + family,
+                    probation_ms: self.probation.then_some(1000),
                     ..Offer::default()
                 };
                 (Input::Message(offer.into()), Step::Entries)
@@ -238,7 +248,10 @@ impl Walk {
                 self.promised = Some(count);
                 self.asked = true;
             }
-            Output::JoinTakeover => assert!(!self.rehearsal),
+            Output::JoinTakeover => {
+                assert!(!self.rehearsal);
+                self.joined = true;
+            }
             Output::Record { generation } => {
                 assert!(!self.owner && !self.failed);
                 self.kernel.record(generation, 0);
@@ -262,7 +275,11 @@ impl Walk {
                 assert!(!self.failed && !self.owner);
                 self.failed = true;
             }
-            Output::LeaveTakeover | Output::TakeLock { .. } => {}
+            Output::LeaveTakeover => {
+                assert!(!self.owner || self.machine.probation().is_none(), "leaves its predecessor alone");
+                self.joined = false;
+            }
+            Output::TakeLock { .. } => {}
         }
     }
 

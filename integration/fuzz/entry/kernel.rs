@@ -21,6 +21,8 @@ pub(super) enum Deed {
     Own,
     /// The other owner dies, or unlocks for somebody.
     LetGo,
+    /// The other owner unlocks, and the file says for which takeover.
+    GiveBack(u8),
     /// Two others are at a takeover, or not any more.
     Bar(bool),
     /// The kernel has no answer for a while.
@@ -52,9 +54,13 @@ impl Kernel {
                 self.nonce = 0;
             }
             Deed::LetGo if self.holder == Holder::Another => self.holder = Holder::Nobody,
+            Deed::GiveBack(nonce) if self.holder == Holder::Another => {
+                self.holder = Holder::Nobody;
+                self.nonce = nonce.into();
+            }
             Deed::Bar(barred) => self.barred = barred,
             Deed::Fail(failing) => self.failing = failing,
-            Deed::Own | Deed::LetGo => {}
+            Deed::Own | Deed::LetGo | Deed::GiveBack(_) => {}
         }
     }
 
@@ -75,6 +81,9 @@ impl Kernel {
         if self.failing {
             return Found::Unknown;
         }
+        if let Claim::StandBy(nonce) = claim {
+            return self.take_back(generation + 1, nonce);
+        }
         let shared = claim == Claim::Shared && self.generation == generation;
         if claim != Claim::Bare && !shared && self.barred {
             return if self.holder == Holder::Another { Found::Held } else { Found::Barred };
@@ -84,6 +93,23 @@ impl Kernel {
         }
         self.holder = Holder::This;
         Found::Free(self.generation)
+    }
+
+    /// A process that stands by tries the same.
+    fn take_back(&mut self, expected: u64, nonce: u64) -> Found {
+        let same = self.generation == expected;
+        match (self.holder, self.nonce) {
+            (Holder::Another, _) if same && self.barred => return Found::Held,
+            (Holder::Another, _) => return Found::Over,
+            (_, found) if same && found == nonce => {
+                self.holder = Holder::This;
+                return Found::Returned(expected);
+            }
+            (_, 0) if same => {}
+            _ => return Found::Over,
+        }
+        self.holder = Holder::This;
+        Found::Free(expected)
     }
 
     /// A successor tries to take the lock that it was offered.

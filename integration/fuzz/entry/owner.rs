@@ -8,8 +8,9 @@ use arbitrary::{Arbitrary, Unstructured};
 use super::kernel::{Deed, Holder, Kernel};
 use super::says::{ENTRIES, NONCE, Says};
 use crate::error::Who;
+use crate::manifest::StateKind;
 use crate::protocol::message::Ack;
-use crate::protocol::message::{Confirmed, Hello, Message, Owning, Ready, Room};
+use crate::protocol::message::{Confirmed, Hello, Message, Owning, Ready, Room, State};
 use crate::protocol::predecessor::{Input, Notice, Output, Peer, Predecessor};
 use crate::protocol::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::status::Phase;
@@ -35,8 +36,12 @@ pub(super) enum Event {
     Kernel(Deed),
     Ready,
     AppReleased,
+    AppReleasedWith,
     AppResumed,
     Stop,
+    Confirm,
+    GiveBack,
+    StateArrived(u8),
     InFlight(u8),
     Finish {
         forced: bool,
@@ -48,7 +53,8 @@ pub(super) enum Event {
 pub fn predecessor(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
     let Ok(exclusive) = bool::arbitrary(&mut bytes) else { return };
-    let mut walk = Walk::new(exclusive);
+    let Ok(probation) = <Option<bool>>::arbitrary(&mut bytes) else { return };
+    let mut walk = Walk::new(exclusive, probation);
     while !bytes.is_empty()
         && let Ok(event) = Event::arbitrary(&mut bytes)
     {
@@ -72,17 +78,25 @@ struct Walk {
     generation: u64,
     /// The application was told to let go, or to leave.
     released: bool,
+    stands_by: bool,
     left: bool,
     over: bool,
 }
 
 impl Walk {
-    fn new(exclusive: bool) -> Walk {
+    fn new(exclusive: bool, probation: Option<bool>) -> Walk {
+        let mut machine = Predecessor::new(1, ENTRIES, exclusive, Deadlines::default(), Who::default(), 128);
+        machine.set_state(Some(StateKind { schema: "count".to_owned(), version: 1 }));
+        if let Some(confirms) = probation {
+            // The first of the connections leads to the predecessor.
+            machine.enter_probation(0, NONCE, Who::default(), confirms, Duration::from_secs(1));
+            machine.set_confirms(confirms);
+        }
         Walk {
-            machine: Predecessor::new(1, ENTRIES, exclusive, Deadlines::default(), Who::default(), 128),
+            machine,
             kernel: Kernel::new(Holder::This, 1, 0),
             exclusive,
-            joined: false,
+            joined: probation.is_some(),
             armed: BTreeSet::new(),
             late: BTreeSet::new(),
             peers: std::array::from_fn(|peer| peer as Peer),
@@ -90,6 +104,7 @@ impl Walk {
             closed: BTreeSet::new(),
             generation: 1,
             released: false,
+            stands_by: false,
             left: false,
             over: false,
         }
@@ -122,6 +137,12 @@ impl Walk {
             }
             Event::Ready => Some(Input::Ready),
             Event::AppReleased => Some(Input::AppReleased),
+            Event::AppReleasedWith => {
+                Some(Input::AppReleasedWith(State { schema: "count".to_owned(), ..State::default() }))
+            }
+            Event::Confirm => Some(Input::Confirm),
+            Event::GiveBack => Some(Input::GiveBack("because".to_owned())),
+            Event::StateArrived(peer) => Some(Input::StateArrived(self.speaker(peer))),
             Event::AppResumed => Some(Input::AppResumed),
             Event::Stop => Some(Input::Stop),
             Event::InFlight(count) => Some(Input::InFlight {
@@ -175,10 +196,13 @@ impl Walk {
             (_, Some("releasing")) => return Input::AppReleased,
             (_, Some(_)) => {
                 self.kernel.suffer(Deed::Own);
-                Owning { generation: self.kernel.generation }.into()
+                Owning { generation: self.kernel.generation, probation_ms: Some(1) }.into()
             }
-            (Phase::Draining, _) => Confirmed {}.into(),
-            _ => Hello { min_version: 1, max_version: 1, nonce: NONCE, ..Hello::default() }.into(),
+            (Phase::Draining | Phase::StandingBy, _) => Confirmed {}.into(),
+            _ => {
+                let probation_ms = Some(1000);
+                Hello { min_version: 1, max_version: 1, nonce: NONCE, probation_ms, ..Hello::default() }.into()
+            }
         };
         let heir = self.peers.iter().find(|peer| self.machine.is_heir(**peer)).copied();
         Input::Message(heir.unwrap_or_else(|| self.speaker(0)), message)
@@ -201,8 +225,13 @@ impl Walk {
             }
             Output::Record { generation, nonce } => self.kernel.record(generation, nonce),
             Output::JoinTakeover => {
-                assert!(!self.joined);
+                // Who begins to stand by makes sure of it.
+                assert!(!self.joined || self.machine.phase() == Phase::StandingBy);
                 self.joined = true;
+            }
+            Output::EndProbation => {
+                assert!(self.joined && self.kernel.holder == Holder::This, "ends a probation that is none");
+                self.joined = false;
             }
             Output::LeaveTakeover => self.joined = false,
             Output::Arm(timer, _) => {
@@ -211,7 +240,7 @@ impl Walk {
             }
             Output::Disarm(timer) => self.late.extend(self.armed.take(&timer)),
             Output::StartControl => assert_eq!(self.kernel.holder, Holder::This),
-            Output::Send(_, Message::Released(_)) => {
+            Output::Send(_, Message::Released(_) | Message::TakeBack(_)) => {
                 assert_ne!(self.kernel.holder, Holder::This, "says that the lock is free, and has it");
             }
             Output::SendDescriptors { first, count, .. } => {
@@ -231,12 +260,17 @@ impl Walk {
             }
             Notice::Resume => {
                 assert_eq!(self.kernel.holder, Holder::This, "resumed without the lock");
-                assert!(self.released || self.left, "a resume of what goes on");
-                (self.released, self.left) = (false, false);
+                assert!(self.released || self.stands_by || self.left, "a resume of what goes on");
+                (self.released, self.stands_by, self.left) = (false, false, false);
+            }
+            Notice::StandBy => {
+                assert!(self.released || !self.exclusive, "stands by with exclusive work");
+                assert!(!self.stands_by && !self.left);
+                self.stands_by = true;
             }
             Notice::Leave(_) => {
                 assert!(!self.left, "told twice to leave");
-                self.left = true;
+                (self.stands_by, self.left) = (false, true);
             }
             Notice::Exit => {
                 assert!(self.left, "an exit without a leave");
@@ -256,8 +290,11 @@ impl Walk {
             assert!(self.armed.is_empty(), "{what:?}: {:?} after the end", self.armed);
         }
         if machine.phase() == Phase::Serving {
-            assert!(self.armed.iter().all(|timer| *timer == Timer::Rehearsal), "{what:?}: idle, with {:?}", self.armed);
-            assert!(!self.joined && !self.left && !self.released, "{what:?}: {machine:?}");
+            let on_probation = machine.stands_by().is_some();
+            let due = |timer: &Timer| *timer == Timer::Rehearsal || (on_probation && *timer == Timer::Probation);
+            assert!(self.armed.iter().all(due), "{what:?}: idle, with {:?}", self.armed);
+            assert_eq!(self.joined, on_probation, "{what:?}: {machine:?}");
+            assert!(!self.left && !self.released && !self.stands_by, "{what:?}: {machine:?}");
         }
     }
 }
@@ -270,6 +307,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::SendManifest(peer)
         | Output::SendDescriptors { peer, .. }
         | Output::Tell { peer, .. }
+        | Output::Await(peer)
         | Output::TellHistory(peer)
         | Output::Steer(peer, _)
         | Output::Close(peer) => Some(*peer),

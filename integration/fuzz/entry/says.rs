@@ -21,6 +21,7 @@ pub(super) enum Says {
         min: u8,
         max: u8,
         other: bool,
+        probation: Option<u8>,
     },
     Refused(Code),
     Offer {
@@ -28,6 +29,7 @@ pub(super) enum Says {
         entries: u8,
         family: bool,
         generation: u8,
+        probation: Option<u8>,
     },
     Entries(u8),
     Room(u8),
@@ -38,7 +40,14 @@ pub(super) enum Says {
     Released {
         other: bool,
     },
-    Owning(u8),
+    Owning {
+        generation: u8,
+        probation: Option<u8>,
+    },
+    TakeBack {
+        other: bool,
+    },
+    State,
     Confirmed,
     Draining,
     Bye,
@@ -56,6 +65,9 @@ pub(super) enum Asks {
     Status,
     Watch,
     Stop,
+    Confirm,
+    Rollback,
+    Probation(Option<u8>),
     SomethingNew,
     History,
     ExtendDrain,
@@ -90,16 +102,17 @@ impl Says {
     /// The message, if a peer that says this is understood: what the decoder refuses, no machine ever sees.
     pub(super) fn message(self) -> Option<Message> {
         let message: Message = match self {
-            Says::Hello { rehearsal, min, max, other } => Hello {
+            Says::Hello { rehearsal, min, max, other, probation } => Hello {
                 min_version: u32::from(min % 3),
                 max_version: u32::from(max % 4),
                 nonce: NONCE + u64::from(other),
                 wants: if rehearsal { Wants::Rehearsal } else { Wants::Takeover },
+                probation_ms: probation.map(u64::from),
                 ..Hello::default()
             }
             .into(),
             Says::Refused(code) => Message::Refused(code.refusal(None)),
-            Says::Offer { version, entries, family, generation } => {
+            Says::Offer { version, entries, family, generation, probation } => {
                 let entries = u32::from(entries % 6);
                 let descriptors = entries + if family { FAMILY_SLOTS } else { 0 };
                 Offer {
@@ -107,6 +120,7 @@ impl Says {
                     generation: u64::from(generation),
                     entries,
                     descriptors,
+                    probation_ms: probation.map(u64::from),
                     ..Offer::default()
                 }
                 .into()
@@ -120,21 +134,30 @@ impl Says {
             Says::Progress => Progress { text: "loading".to_owned() }.into(),
             Says::Ready => Ready::default().into(),
             Says::Released { other } => Released { nonce: NONCE + u64::from(other) }.into(),
-            Says::Owning(generation) => Owning { generation: u64::from(generation) }.into(),
+            Says::Owning { generation, probation } => {
+                Owning { generation: u64::from(generation), probation_ms: probation.map(u64::from) }.into()
+            }
+            Says::TakeBack { other } => TakeBack { nonce: NONCE + u64::from(other), ..TakeBack::default() }.into(),
+            Says::State => State { schema: "count".to_owned(), ..State::default() }.into(),
             Says::Confirmed => Confirmed {}.into(),
             Says::Draining => Draining::default().into(),
             Says::Bye => Bye::default().into(),
             Says::Abort(code) => Abort(code.refusal(None)).into(),
-            Says::Ask(asks) => Ask::from(match asks {
-                Asks::Status => Question::Status,
-                Asks::Watch => Question::Watch,
-                Asks::Stop => Question::Stop,
-                Asks::SomethingNew => Question::Unknown,
-                Asks::History => Question::History,
-                Asks::ExtendDrain => Question::ExtendDrain,
-                Asks::FinishDrain => Question::FinishDrain,
-            })
-            .into(),
+            Says::Ask(asks) => {
+                let (question, probation) = match asks {
+                    Asks::Status => (Question::Status, None),
+                    Asks::Watch => (Question::Watch, None),
+                    Asks::Stop => (Question::Stop, None),
+                    Asks::Confirm => (Question::Confirm, None),
+                    Asks::Rollback => (Question::Rollback, None),
+                    Asks::Probation(span) => (Question::Probation, span),
+                    Asks::History => (Question::History, None),
+                    Asks::ExtendDrain => (Question::ExtendDrain, None),
+                    Asks::FinishDrain => (Question::FinishDrain, None),
+                    Asks::SomethingNew => (Question::Unknown, None),
+                };
+                Ask { probation_ms: probation.map(u64::from), ..Ask::from(question) }.into()
+            }
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),
             Says::Descriptors(count) => return Some(Message::Descriptors(u16::from(count.max(1)))),

@@ -171,7 +171,7 @@ impl Turn {
     pub(super) fn phase(&self) -> Phase {
         match self.left {
             _ if self.over => Phase::Over,
-            Some(Reason::Successor) => Phase::Waits,
+            Some(reason) if reason.is_served() => Phase::Waits,
             Some(_) => Phase::Empties,
             None if self.standing_by => Phase::Waits,
             None => Phase::Accepts,
@@ -179,7 +179,7 @@ impl Turn {
     }
 
     fn leaves(&self) -> bool {
-        self.closes() || self.left == Some(Reason::Successor)
+        self.closes() || self.left.is_some_and(Reason::is_served)
     }
 
     fn closes(&self) -> bool {

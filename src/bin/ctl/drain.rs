@@ -79,7 +79,7 @@ fn steer(socket: &Path, within: Duration, order: impl Fn(&mut Client) -> Result<
 struct Drain {
     pid: u32,
     app_version: String,
-    generation: u64,
+    generation: Option<u64>,
     in_flight: Option<u64>,
     oldest_ms: Option<u64>,
     left_ms: Option<u64>,
@@ -101,7 +101,7 @@ impl Drain {
         json!({
             "pid": json::pid(self.pid),
             "app_version": self.app_version,
-            "generation": json::generation(self.generation),
+            "generation": self.generation,
             "in_flight": self.in_flight,
             "oldest": json::milliseconds(self.oldest_ms),
             "left": json::milliseconds(self.left_ms),
@@ -114,7 +114,7 @@ fn drainers(status: &Status) -> Vec<Drain> {
     let own = (status.phase == Phase::Stopping).then(|| Drain {
         pid: status.pid,
         app_version: status.app_version.clone(),
-        generation: status.generation,
+        generation: Some(status.generation),
         in_flight: Some(status.in_flight),
         oldest_ms: None,
         left_ms: status.left_ms,
@@ -126,7 +126,7 @@ fn text(rows: &[Drain]) -> String {
     let rows = rows.iter().map(|drain| {
         let rough = |ms: Option<u64>| ms.map(|ms| time::rough(Duration::from_millis(ms))).unwrap_or_default();
         [
-            json::generation(drain.generation).map(|generation| generation.to_string()).unwrap_or_default(),
+            drain.generation.map(|generation| generation.to_string()).unwrap_or_default(),
             json::pid(drain.pid).map(|pid| pid.to_string()).unwrap_or_default(),
             clean(&drain.app_version),
             drain.in_flight.map(|in_flight| in_flight.to_string()).unwrap_or_default(),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Side, Status, TakeoverStatus};
+use heirloom::{
+    Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -20,6 +22,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
         "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
+        "probation": status.probation.as_ref().map(probation),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -68,11 +71,22 @@ fn takeover(takeover: &TakeoverStatus) -> Value {
     })
 }
 
+/// A probation, as the owner tells it: `pid` is who stands by.
+pub(crate) fn probation(probation: &ProbationStatus) -> Value {
+    json!({
+        "pid": pid(probation.who.pid),
+        "app_version": probation.who.app_version,
+        "for": time::duration(Duration::from_millis(probation.since_ms)),
+        "left": milliseconds(probation.left_ms),
+        "overdue": probation.overdue,
+    })
+}
+
 fn drain(drain: &DrainStatus) -> Value {
     json!({
         "pid": pid(drain.who.pid),
         "app_version": drain.who.app_version,
-        "generation": generation(drain.generation),
+        "generation": drain.generation,
         "in_flight": drain.in_flight,
         "oldest": milliseconds(drain.oldest_ms),
         "left": milliseconds(drain.left_ms),
@@ -86,17 +100,13 @@ fn listener(listener: &ListenerStatus) -> Value {
         "address": Some(&listener.address).filter(|address| !address.is_empty()),
         "accept_queue_length": listener.accept_queue,
         "accept_queue_limit": listener.accept_queue_limit,
+        "foreign_network_namespace": listener.foreign_network_namespace,
     })
 }
 
 /// `null` for 0, which is no process (pid_namespaces(7)).
 pub(crate) fn pid(pid: u32) -> Option<u32> {
     Some(pid).filter(|pid| *pid != 0)
-}
-
-/// `null` for 0: the owner does not know it.
-pub(crate) fn generation(generation: u64) -> Option<u64> {
-    Some(generation).filter(|generation| *generation != 0)
 }
 
 /// `null` for what has none, such as a raw descriptor.

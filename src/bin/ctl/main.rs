@@ -2,7 +2,7 @@
 //!
 //! `args` is the one table behind parsing, `--help`, completions and the man page. Each command is a file of its own;
 //! what they share: `follow` (a service, whoever owns it), `table`, `json` and `time` (how things look), `printer` (where
-//! they go), `failure` (how a run ends), `signals`, `session` and `listening` (child processes).
+//! they go), `failure` (how a run ends), `signals`, `session`, `listening` and `init` (child processes).
 
 mod args;
 mod check;
@@ -12,11 +12,13 @@ mod failure;
 mod follow;
 mod handoff;
 mod history;
+mod init;
 mod json;
 mod keeper;
 mod listening;
 mod man;
 mod printer;
+mod probation;
 mod program;
 mod reentry;
 mod session;
@@ -27,6 +29,7 @@ mod stop;
 mod table;
 mod time;
 mod upgrade;
+mod verdict;
 mod wait;
 
 use std::ffi::OsString;
@@ -51,6 +54,9 @@ fn main() -> ExitCode {
         Err(error) => return misused(&arguments, &error),
     };
     let printer = Printer::new(cli.global.json);
+    if init::is_first() {
+        return init::run(&arguments, &cli.command).unwrap_or_else(|failure| failure.tell(printer));
+    }
     log_to_stderr(&cli);
     match run(cli, printer) {
         Ok(code) => code,
@@ -69,6 +75,8 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),
+        Command::Confirm => probation::confirm(&global, printer),
+        Command::Rollback(args) => probation::rollback(&global, &args, printer),
         Command::Stop => stop::run(&global, printer),
         Command::Completions { shell } => completions::run(shell, printer),
         Command::Man => man::run(printer),

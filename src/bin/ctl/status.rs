@@ -5,12 +5,12 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{DrainStatus, Error, Status, TakeoverStatus};
+use heirloom::{DrainStatus, Error, ProbationStatus, Status, TakeoverStatus};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::args::{Global, StatusArgs};
 use crate::failure::Failure;
-use crate::follow::{self, Follow, News};
+use crate::follow::{self, Follow, News, owns};
 use crate::json;
 use crate::printer::Printer;
 use crate::table::{clean, table};
@@ -89,6 +89,9 @@ pub(crate) fn text(status: &Status) -> String {
     for drainer in drainers(status) {
         row("draining", drain(drainer));
     }
+    if let Some(probation) = &status.probation {
+        row("probation", self::probation(probation, owns(status)));
+    }
     let rows = status.listeners.iter().map(|listener| {
         let queue = match (listener.accept_queue, listener.accept_queue_limit) {
             (Some(length), Some(limit)) => format!("{length}/{limit}"),
@@ -100,6 +103,15 @@ pub(crate) fn text(status: &Status) -> String {
     if !listeners.is_empty() {
         text.push('\n');
         text.push_str(&listeners);
+    }
+    for listener in &status.listeners {
+        if let Some(cookie) = listener.foreign_network_namespace {
+            let name = clean(&listener.name);
+            text.push_str(&format!(
+                "\n{name} lives in another network namespace than its owner, the one with cookie {cookie}: it goes deaf, \
+                 without any error, when that one ends\n"
+            ));
+        }
     }
     text
 }
@@ -118,6 +130,9 @@ pub(crate) fn brief(status: &Status) -> String {
     }
     for drainer in drainers(status) {
         line.push_str(&format!("; draining: {}", drain(drainer)));
+    }
+    if let Some(probation) = &status.probation {
+        line.push_str(&format!("; probation: {}", self::probation(probation, owns(status))));
     }
     line
 }
@@ -139,6 +154,17 @@ fn takeover(takeover: &TakeoverStatus) -> String {
         milliseconds(takeover.step_since_ms),
         milliseconds(takeover.since_ms)
     )
+}
+
+fn probation(probation: &ProbationStatus, owner: bool) -> String {
+    let other = who(probation.who.pid, &probation.who.app_version);
+    let mut text = if owner { format!("{other} stands by") } else { format!("{other} serves") };
+    match probation.left_ms {
+        _ if probation.overdue => text.push_str(", overdue"),
+        Some(left) => text.push_str(&format!(", {} left", milliseconds(left))),
+        None => {}
+    }
+    text
 }
 
 fn drain(drain: &DrainStatus) -> String {

@@ -5,7 +5,7 @@ use crate::error::Who;
 use crate::protocol::message::{Ack, Confirmed, Hello, Offer, Owning, Ready, Room, Wants};
 use crate::protocol::predecessor::{self, Found, Predecessor};
 use crate::protocol::successor::{self, Lock, Successor};
-use crate::protocol::{Deadlines, FAMILY_SLOTS, Timer};
+use crate::protocol::{Deadlines, FAMILY_SLOTS, MAX_COMMIT, MAX_RELEASE, READER_GRACE, Timer};
 
 const NONCE: u64 = 7;
 
@@ -59,7 +59,7 @@ fn a_drainer_has_patience_anew() {
         Input::Message(PEER, Ready::default().into()),
         Input::Expired(Timer::Commit),
         Input::Claimed(Found::Barred),
-        Input::Message(PEER, Owning { generation: 2 }.into()),
+        Input::Message(PEER, Owning { generation: 2, probation_ms: None }.into()),
         Input::Message(PEER, Confirmed {}.into()),
         Input::Gone(PEER),
     ];
@@ -96,4 +96,30 @@ fn taking() -> Successor {
         machine.handle(input, &mut out);
     }
     machine
+}
+
+/// An owner that lies, or is mistaken, does not keep its successor for ever.
+#[test]
+fn what_an_offer_announces_is_waited_for_within_limits() {
+    use successor::{Input, Output};
+    let hello = Successor::hello(NONCE, Who::default(), Wants::Takeover, None);
+    let deadlines = Deadlines::default();
+    let mut out = Vec::new();
+    let mut machine = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+    let announced = u64::MAX;
+    let offer = Offer { version: 1, generation: 1, descriptors: FAMILY_SLOTS, ..Offer::default() };
+    let offer = Offer { release_ms: announced, commit_ms: announced, ..offer };
+    let inputs = [
+        Input::Message(offer.into()),
+        Input::Reserved(Ok(())),
+        Input::Arrived(FAMILY_SLOTS),
+        Input::Ready(Ready::default()),
+        Input::LinkLost,
+    ];
+    for input in inputs {
+        machine.handle(input, &mut out);
+    }
+    for (timer, most) in [(Timer::Release, MAX_RELEASE), (Timer::Commit, MAX_COMMIT)] {
+        assert!(out.contains(&Output::Arm(timer, most + READER_GRACE)), "{timer:?}: {out:?}");
+    }
 }

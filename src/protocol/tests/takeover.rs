@@ -10,15 +10,15 @@ use crate::protocol::message::Wants;
 use crate::protocol::predecessor::Reason;
 
 /// Longer than all deadlines of one side together.
-const AN_AGE: Duration = Duration::from_secs(1500);
+pub(super) const AN_AGE: Duration = Duration::from_secs(1500);
 /// Longer than all starts, warm-ups and drains after it.
-const AGES: Duration = Duration::from_secs(6000);
+pub(super) const AGES: Duration = Duration::from_secs(6000);
 
-const OLD: Pid = 0;
-const NEW: Pid = 1;
+pub(super) const OLD: Pid = 0;
+pub(super) const NEW: Pid = 1;
 
 /// A world in which one process serves and nothing else happens.
-fn serving(app: App, seed: u64) -> World {
+pub(super) fn serving(app: App, seed: u64) -> World {
     let mut world = World::new(seed);
     assert_eq!(world.spawn(app), OLD);
     world.run(AN_AGE);
@@ -43,7 +43,7 @@ fn apps() -> [App; 3] {
 }
 
 /// Whatever has happened: in the end one process owns and rests, and whoever comes next takes over from it.
-fn assert_sound(mut world: World, what: &str) -> World {
+pub(super) fn assert_sound(mut world: World, what: &str) -> World {
     world.calm();
     world.run(AGES);
     let mut owner = world.owner_pid();
@@ -368,6 +368,8 @@ fn blow() -> impl Strategy<Value = Blow> {
         (0u64..700).prop_map(|seconds| Blow::Stop(Duration::from_secs(seconds))),
         (0u64..20_000).prop_map(|millis| Blow::Stop(Duration::from_millis(millis))),
         Just(Blow::Ask),
+        Just(Blow::Confirm),
+        Just(Blow::GiveBack),
     ]
 }
 
@@ -384,8 +386,13 @@ proptest! {
         exclusive: bool,
         state: bool,
         drain in 0u64..40_000,
+        probation in prop::option::of(1u64..30_000),
+        confirms: bool,
     ) {
-        let app = App { exclusive, state: exclusive && state, drain: Duration::from_millis(drain), ..App::default() };
+        let probation = probation.map(Duration::from_millis);
+        let state = exclusive && state;
+        let drain = Duration::from_millis(drain);
+        let app = App { exclusive, state, drain, probation, confirms, ..App::default() };
         let mut world = serving(app, seed);
         if let Some((direction, nth, millis)) = trouble {
             let late = Trouble::Delay(Duration::from_millis(millis));

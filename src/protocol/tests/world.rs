@@ -36,6 +36,10 @@ pub(super) struct App {
     /// How long its last request takes.
     pub(super) drain: Duration,
     pub(super) wants: Wants,
+    /// For how long it asks its predecessor to stand by.
+    pub(super) probation: Option<Duration>,
+    /// A takeover confirms it.
+    pub(super) confirms: bool,
 }
 
 impl Default for App {
@@ -47,6 +51,8 @@ impl Default for App {
             release: Some(Duration::from_millis(50)),
             drain: Duration::from_millis(2500),
             wants: Wants::Takeover,
+            probation: None,
+            confirms: false,
         }
     }
 }
@@ -57,6 +63,7 @@ pub(super) enum Note {
     Started,
     Serving,
     Release,
+    StandBy,
     Resume,
     Leave(Reason),
     Exit,
@@ -71,6 +78,9 @@ pub(super) enum Blow {
     Stop(Duration),
     /// Its application, or its operator, asks it to leave.
     Ask,
+    /// The same, to end its probation.
+    Confirm,
+    GiveBack,
 }
 
 /// What happens to one message of a connection.
@@ -158,10 +168,14 @@ pub(super) struct Process {
     /// Its predecessor's state: announced, and here.
     state: Option<bool>,
     elder: Option<Pid>,
+    elder_link: Option<LinkId>,
+    /// The state that came back on a rollback.
+    returned: Option<bool>,
     /// Deaths that its pidfds have told of.
     mourned: BTreeSet<(LinkId, Pid)>,
     pub(super) notes: Vec<Note>,
     released: bool,
+    stands_by: bool,
     left: bool,
     /// Work that must not run twice.
     runs_exclusive_work: bool,
@@ -227,9 +241,12 @@ impl World {
             listed: 0,
             state: None,
             elder: None,
+            elder_link: None,
+            returned: None,
             mourned: BTreeSet::new(),
             notes: Vec::new(),
             released: false,
+            stands_by: false,
             left: false,
             runs_exclusive_work: false,
             drained: false,
@@ -248,6 +265,17 @@ impl World {
     /// Something happens to a message of the next connection.
     pub(super) fn disturb(&mut self, direction: usize, nth: usize, trouble: Trouble) {
         self.trouble = Some((self.links.len(), direction, nth, trouble));
+    }
+
+    /// The connection of a process to its predecessor breaks, and both live.
+    pub(super) fn cut(&mut self, pid: Pid) {
+        let link = self.link_of(pid);
+        self.links[link].cut = true;
+    }
+
+    /// The connection of a process to its predecessor.
+    pub(super) fn link_of(&self, pid: Pid) -> usize {
+        self.processes[pid].link.expect("a connection")
     }
 
     /// From here on nothing more goes wrong.
@@ -272,6 +300,8 @@ impl World {
                 self.wakes.push((self.now + span, pid));
             }
             Blow::Ask => self.ask(pid),
+            Blow::Confirm => self.owner(pid, predecessor::Input::Confirm),
+            Blow::GiveBack => self.owner(pid, predecessor::Input::GiveBack("test".to_owned())),
         }
     }
 
@@ -449,6 +479,7 @@ impl World {
                     self.hang_up(pid, link);
                     if direction == 1 {
                         self.processes[pid].work.push_back(Work::Successor(successor::Input::LinkLost));
+                        self.owner(pid, predecessor::Input::Gone(link as u64));
                     } else {
                         self.owner(pid, predecessor::Input::Gone(link as u64));
                     }
@@ -463,9 +494,26 @@ impl World {
     fn hear(&mut self, pid: Pid, link: LinkId, message: Message) {
         if self.processes[pid].link != Some(link) {
             self.processes[pid].timers.remove(&Key::Peer(link));
+            let process = &mut self.processes[pid];
+            let stands_by = process.predecessor.as_ref().is_some_and(|owner| owner.is_standing_by_for(link as u64));
+            match &message {
+                Message::State(_) if stands_by => process.returned = Some(false),
+                Message::Abort(_) if stands_by => process.returned = None,
+                Message::Descriptors(1) if stands_by && process.returned == Some(false) => {
+                    process.returned = Some(true);
+                    return self.owner(pid, predecessor::Input::StateArrived(link as u64));
+                }
+                _ => {}
+            }
             return self.owner(pid, predecessor::Input::Message(link as u64, message));
         }
         let process = &mut self.processes[pid];
+        let elder = |owner: &Predecessor| owner.is_elder(link as u64) || owner.is_heir(link as u64);
+        if process.predecessor.as_ref().is_some_and(elder)
+            && !matches!(message, Message::Draining(_) | Message::Bye(_) | Message::Descriptors(_))
+        {
+            return self.owner(pid, predecessor::Input::Message(link as u64, message));
+        }
         let input = match message {
             Message::Descriptors(_) if process.state == Some(false) => {
                 process.state = Some(true);
@@ -479,6 +527,7 @@ impl World {
                 if process.app.wants == Wants::Takeover && !process.family {
                     process.family = true;
                     process.elder = self.links[link].ends[1];
+                    process.elder_link = Some(link);
                     self.links[link].carries_family = false;
                 }
                 process.entries += u32::from(count);
@@ -501,6 +550,9 @@ impl World {
                 self.hang_up(pid, link);
             }
             self.processes[pid].work.push_back(Work::Successor(successor::Input::Died));
+            if let Some(link) = self.processes[pid].elder_link {
+                self.owner(pid, predecessor::Input::Died(link as u64));
+            }
             return true;
         }
         let dead = (0..self.links.len()).find_map(|link| {
@@ -700,15 +752,26 @@ impl World {
         match &note {
             Note::Release => assert!(!process.released && !process.left, "{:?}", process.notes),
             Note::Resume => {
-                assert!(process.released || process.left, "resume of what goes on: {:?}", process.notes);
+                let rests = process.released || process.stands_by || process.left;
+                assert!(rests, "resume of what goes on: {:?}", process.notes);
                 assert_eq!(owner, Some(pid), "resume without the lock");
                 process.released = false;
+                process.stands_by = false;
                 process.left = false;
                 process.drained = false;
                 process.runs_exclusive_work = true;
                 process.timers.remove(&Key::Drain);
             }
+            Note::StandBy => {
+                let let_go = process.released || !process.app.exclusive;
+                assert!(let_go && !process.stands_by && !process.left, "{:?}", process.notes);
+                let own = process.predecessor.as_ref().map_or(0, Predecessor::generation);
+                assert!(newest > own, "told to stand by, and nobody has owned after it");
+                process.stands_by = true;
+                process.runs_exclusive_work = false;
+            }
             Note::Leave(reason) => {
+                process.stands_by = false;
                 assert!(!process.left, "told twice to leave: {:?}", process.notes);
                 let own = process.predecessor.as_ref().map_or(0, Predecessor::generation);
                 assert!(*reason == Reason::Stopped || newest > own, "told to leave, and nobody has owned after it");
@@ -740,8 +803,19 @@ impl World {
     fn become_owner(&mut self, pid: Pid, generation: u64) {
         let process = &mut self.processes[pid];
         let who = Who { pid: pid as u32, app_version: String::new() };
-        process.predecessor =
-            Some(Predecessor::new(generation, ENTRIES, process.app.exclusive, Deadlines::default(), who, 128));
+        let mut predecessor =
+            Predecessor::new(generation, ENTRIES, process.app.exclusive, Deadlines::default(), who, 128);
+        predecessor.set_confirms(process.app.confirms);
+        let kind = crate::manifest::StateKind { schema: "count".to_owned(), version: 1 };
+        predecessor.set_state(process.app.state.then_some(kind));
+        if let (Some(link), Some(successor)) = (process.link, &process.successor)
+            && let Some(span) = successor.probation()
+        {
+            let takes_state = process.app.state && successor.state_kind().is_some();
+            let who = successor.predecessor().clone();
+            predecessor.enter_probation(link as u64, successor.nonce(), who, takes_state, span);
+        }
+        process.predecessor = Some(predecessor);
     }
 
     fn serve(&mut self, pid: Pid) {
@@ -796,7 +870,8 @@ impl World {
                 let nonce = 1000 + self.links.len() as u64;
                 let who = Who { pid: pid as u32, app_version: String::new() };
                 let state = process.app.state;
-                let hello = Hello { state, ..Successor::hello(nonce, who, process.app.wants, None) };
+                let probation_ms = process.app.probation.map(|span| span.as_millis() as u64);
+                let hello = Hello { state, probation_ms, ..Successor::hello(nonce, who, process.app.wants, None) };
                 let mut out = Vec::new();
                 let deadlines = Deadlines::default();
                 process.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
@@ -958,6 +1033,12 @@ impl World {
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
             Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) => {}
+            Output::Await(peer) => {
+                process.timers.remove(&Key::Peer(peer as LinkId));
+            }
+            Output::EndProbation => {
+                self.file.shared.remove(&pid);
+            }
             Output::Close(peer) => self.close(pid, peer as LinkId),
             Output::JoinTakeover => {
                 self.file.shared.insert(pid);
@@ -980,6 +1061,7 @@ impl World {
             Output::Tells(notice) => {
                 let note = match notice {
                     predecessor::Notice::Release => Note::Release,
+                    predecessor::Notice::StandBy => Note::StandBy,
                     predecessor::Notice::Resume => Note::Resume,
                     predecessor::Notice::Leave(reason) => Note::Leave(reason),
                     predecessor::Notice::Cancelled => Note::Exit,
@@ -996,13 +1078,16 @@ impl World {
 
     /// Everything that was sent is written at once here, so the connection closes at once.
     fn close(&mut self, pid: Pid, link: LinkId) {
-        if self.processes[pid].peers.contains(&link) {
+        if self.processes[pid].peers.contains(&link) || self.processes[pid].link == Some(link) {
             self.hang_up(pid, link);
         }
     }
 
     fn reclaim(&mut self, pid: Pid, claim: Claim) -> Found {
         let own = self.processes[pid].predecessor.as_ref().map_or(0, Predecessor::generation);
+        if let Claim::StandBy(nonce) = claim {
+            return self.take_back(pid, own + 1, nonce);
+        }
         let shared = claim == Claim::Shared && self.file.generation == own;
         if claim == Claim::Shared && !shared {
             self.file.shared.remove(&pid);
@@ -1015,6 +1100,27 @@ impl World {
             return Found::Held;
         }
         Found::Free(self.file.generation)
+    }
+
+    fn take_back(&mut self, pid: Pid, expected: u64, nonce: u64) -> Found {
+        let same = self.file.generation == expected;
+        if !self.lock_owner(pid) {
+            let goes_on = same && self.file.shared.iter().any(|other| *other != pid);
+            return if goes_on { Found::Held } else { Found::Over };
+        }
+        match self.file.nonce {
+            found if same && found == nonce => {
+                let process = &self.processes[pid];
+                let lost = self.file.stateful == Some(nonce) && process.app.state && process.returned != Some(true);
+                assert!(!lost, "{pid} owns without the state that was given back: {process:#?}");
+                Found::Returned(expected)
+            }
+            0 if same => Found::Free(expected),
+            _ => {
+                self.file.owner = None;
+                Found::Over
+            }
+        }
     }
 
     /// The process that owns and serves, where there is exactly one that does.
@@ -1037,7 +1143,7 @@ impl World {
         assert!(!self.file.shared.contains(&pid), "{pid} keeps the takeover lock");
         assert_eq!(self.file.owner, Some(pid));
         assert_eq!(self.file.nonce, 0, "no takeover is under way");
-        assert!(!process.released && !process.left, "its application rests: {:?}", process.notes);
+        assert!(!process.released && !process.stands_by && !process.left, "its application rests: {:?}", process.notes);
         assert!(process.runs_exclusive_work);
         assert_eq!(self.file.generation, process.predecessor.as_ref().unwrap().generation());
     }
