@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control;
+use crate::driver::holding::Holding;
 use crate::driver::{Driver, Notice, Settings};
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::guests::Guests;
+use crate::holder::Holder;
 use crate::manifest::{StateKind, check_name};
 use crate::protocol::Deadlines;
 use crate::protocol::message::Wants;
@@ -35,6 +37,7 @@ pub struct Handoff {
     shared_folder: bool,
     allow_foreign_network_namespace: bool,
     deadlines: Deadlines,
+    replaces: bool,
     wake: Option<Arc<Wake>>,
     temporary: Option<Temporary>,
 }
@@ -59,6 +62,7 @@ impl Handoff {
             shared_folder: false,
             allow_foreign_network_namespace: false,
             deadlines: Deadlines::default(),
+            replaces: false,
             wake: None,
             temporary: None,
         }
@@ -203,6 +207,14 @@ impl Handoff {
         self
     }
 
+    /// Says that this [`Holder`](crate::Holder) is in place of those before it: once it has everything, they are told to
+    /// leave.
+    #[must_use]
+    pub fn replace_holders(mut self, replace: bool) -> Handoff {
+        self.replaces = replace;
+        self
+    }
+
     /// A handle that cancels the start, and later stops the service, from any thread.
     ///
     /// # Errors
@@ -239,7 +251,23 @@ impl Handoff {
         self.enter(Wants::Rehearsal).map(|driver| Joining { driver, started: false })
     }
 
-    fn enter(mut self, wants: Wants) -> Result<Box<Driver>> {
+    /// Begins to keep what the owner has, without waiting: poll what comes back, and call
+    /// [`Holder::process`](crate::Holder::process).
+    ///
+    /// # Errors
+    /// As for [`begin_rehearsal`](Handoff::begin_rehearsal).
+    pub fn begin_hold(self) -> Result<Holder> {
+        let (settings, wake) = self.settings(Wants::Hold)?;
+        Holding::begin(settings, wake).map(Holder::new)
+    }
+
+    fn enter(self, wants: Wants) -> Result<Box<Driver>> {
+        let (settings, wake) = self.settings(wants)?;
+        let within = settings.deadlines.start;
+        Driver::begin(settings, within, wake)
+    }
+
+    fn settings(mut self, wants: Wants) -> Result<(Settings, Arc<Wake>)> {
         let path = control::resolve(&self.path)?;
         if let Some(state) = &self.state {
             check_name(&state.schema)?;
@@ -253,13 +281,12 @@ impl Handoff {
         let pid_file = self.pid_file.take().map(std::path::absolute).transpose();
         let pid_file = pid_file.map_err(|error| Error::io("find the current folder", error))?;
         let wake = self.wake()?;
-        let within = self.deadlines.start;
         let settings = Settings {
             path,
             app_version: self.app_version,
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
-            holding: self.holding,
+            holding: self.holding || wants == Wants::Hold,
             pid_file,
             #[cfg(feature = "systemd")]
             systemd: self.systemd && wants == Wants::Takeover,
@@ -268,9 +295,11 @@ impl Handoff {
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,
             deadlines: self.deadlines,
             wants,
-            temporary: self.temporary,
+            nonce: None,
+            replaces: self.replaces,
+            temporary: self.temporary.map(Arc::new),
         };
-        Driver::begin(settings, within, wake)
+        Ok((settings, wake))
     }
 }
 

@@ -92,6 +92,7 @@ impl Say {
                 wants: if hello.rehearsal { Wants::Rehearsal } else { Wants::Takeover },
                 network_namespace: None,
                 state: false,
+                replaces: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

@@ -104,6 +104,9 @@ pub struct Status {
     /// The predecessor, while it still drains.
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
+    /// The processes that keep the listeners beside the owner.
+    #[serde(default)]
+    pub keepers: Vec<Who>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

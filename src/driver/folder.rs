@@ -8,6 +8,7 @@ use mio::Interest;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Driver, FOLDER};
+use crate::protocol::predecessor;
 use crate::status::Phase;
 use crate::{control, listener};
 
@@ -67,6 +68,8 @@ impl Driver {
                     predecessor.set_path_inode(self.family.inode);
                 }
                 self.start_control();
+                // The old one leads nowhere any more.
+                self.owner(predecessor::Input::Changed);
             }
             Err(error) => error!("{error}"),
         }

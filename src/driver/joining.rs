@@ -37,7 +37,7 @@ impl Driver {
                         }
                         Connect::Unreachable => {
                             control::check_path(&self.settings.path, &self.settings.guests)?;
-                            if self.settings.wants == Wants::Rehearsal {
+                            if self.settings.wants != Wants::Takeover {
                                 return Err(Error::Nobody { path: self.settings.path.clone() });
                             }
                             starter::Input::Unreachable
@@ -82,8 +82,8 @@ impl Driver {
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
-        if self.settings.wants == Wants::Rehearsal {
-            // A look never founds anything: it waits for the owner to answer.
+        if self.settings.wants != Wants::Takeover {
+            // Who takes nothing founds nothing: it waits for the owner to answer.
             return Ok(Lease::Busy { owned: true });
         }
         let path = lock_path(&self.settings.path);
@@ -131,15 +131,12 @@ impl Driver {
             connection.takes_descriptors = true;
         }
         self.manifest.clear();
-        let nonce = loop {
-            let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
-            // 0 in the lock file means that nobody is at it.
-            if nonce != 0 {
-                break nonce;
-            }
+        let nonce = match self.settings.nonce {
+            Some(nonce) => nonce,
+            None => nonce()?,
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello = Hello { state: self.settings.state.is_some(), ..hello };
+        let hello = Hello { state: self.settings.state.is_some(), replaces: self.settings.replaces, ..hello };
         let deadlines = self.settings.deadlines;
         let mut out = Vec::new();
         self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
@@ -163,7 +160,7 @@ impl Driver {
     }
 
     /// This process holds byte 0: from here on it is the owner's machine that decides.
-    fn become_owner(&mut self, generation: u64) {
+    pub(super) fn become_owner(&mut self, generation: u64) {
         let mut predecessor = Predecessor::new(
             generation,
             self.table.len() as u32,
@@ -281,9 +278,15 @@ impl Driver {
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
                 self.weigh_passed();
-                info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                if self.settings.wants == Wants::Hold {
+                    info!("keeping {} entries beside the owner", self.table.len());
+                } else {
+                    info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                }
                 self.notices.push_back(Notice::Started);
             }
+            successor::Notice::Changed => self.notices.push_back(Notice::Changed),
+            successor::Notice::Ended(why) => self.notices.push_back(Notice::Ended(why)),
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
@@ -417,7 +420,7 @@ impl Driver {
 
     /// Sets what came in blocking mode to non-blocking: at the commit and not before, since the mode is shared with the
     /// predecessor, and never back.
-    fn set_nonblocking(&mut self) {
+    pub(super) fn set_nonblocking(&mut self) {
         for held in self.table.iter_mut().filter(|held| held.blocking) {
             held.blocking = false;
             if let Err(error) = listener::set_nonblocking(held.fd.as_fd()) {
@@ -512,6 +515,17 @@ impl Driver {
     /// Whether dropping everything now would close the last copies of inherited listeners: the predecessor is dead.
     pub(crate) fn is_last_holder(&self) -> bool {
         self.successor.as_ref().is_some_and(Successor::predecessor_died) && self.table.len() > 0
+    }
+}
+
+/// A number that names a takeover, or a holder.
+pub(super) fn nonce() -> Result<u64> {
+    loop {
+        let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
+        // 0 in the lock file means that nobody is at it.
+        if nonce != 0 {
+            return Ok(nonce);
+        }
     }
 }
 

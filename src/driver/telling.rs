@@ -22,7 +22,8 @@ impl Driver {
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
         }
-        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        let (generation, keepers) = (predecessor.generation(), predecessor.holders());
+        let told = format!("{phase} {generation} {:?} {:?} {keepers:?}", predecessor.takeover(), self.elder);
         if told == self.told {
             return;
         }
@@ -91,6 +92,7 @@ impl Driver {
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
             }),
             predecessor: self.elder.clone(),
+            keepers: self.predecessor.as_ref().map(predecessor::Predecessor::holders).unwrap_or_default(),
             listener_count: listeners.len() as u32,
             listeners,
         }

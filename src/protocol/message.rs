@@ -18,6 +18,8 @@ pub(crate) const MAX_PER_FRAME: usize = 4096;
 /// The most names of each kind that a report on the wire lists, and their bytes: three such lists fit one frame.
 const MAX_REPORTED: usize = 256;
 const MAX_REPORTED_BYTES: usize = 16 * 1024;
+/// The most keepers in a status: more than an owner lets in.
+const MAX_KEEPERS: usize = 64;
 /// The longest text for people, in bytes: several of them fit one frame, also those that came from somebody else.
 const MAX_TEXT: usize = 1024;
 
@@ -43,6 +45,8 @@ words! {
         Takeover = "takeover",
         /// The entries alone, for a look; then it aborts.
         Rehearsal = "rehearsal",
+        /// Everything, to keep it beside the owner.
+        Hold = "hold",
     }
 }
 
@@ -64,6 +68,9 @@ pub(crate) struct Hello {
     /// It takes a [`State`], if there is one.
     #[serde(default)]
     pub(crate) state: bool,
+    /// Once it has everything, those that have kept it so far may leave.
+    #[serde(default)]
+    pub(crate) replaces: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -169,6 +176,10 @@ pub(crate) struct State {
     #[serde(default)]
     pub(crate) checksum: Option<u32>,
 }
+
+/// To a process that keeps the entries: they are others now, or the control listener is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Changed {}
 
 /// The owner lock is free, for this takeover alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -342,6 +353,7 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
+    17 Changed "changed";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -363,6 +375,7 @@ impl Message {
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
             // A client keeps what it is told until all of it is there.
             Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
+            Message::Status(status) if status.keepers.len() > MAX_KEEPERS => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

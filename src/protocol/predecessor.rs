@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::holders::Holders;
 use super::message::{
     Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
 };
@@ -47,6 +48,8 @@ pub(crate) enum Input {
     AppResumed,
     /// The application, or somebody who may, wants this process to leave.
     Stop,
+    /// The entries are others than before, or the control listener is.
+    Changed,
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -99,6 +102,8 @@ pub(crate) enum Notice {
     Leave(Reason),
     /// A stop was asked for before the application was ready: it will not serve.
     Cancelled,
+    /// A holder has everything that was started in place of those before it.
+    Replaced,
     /// Nothing is left to do: exit.
     Exit,
 }
@@ -226,6 +231,7 @@ pub(crate) struct Predecessor {
     state: Option<StateKind>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
+    holders: Holders,
     /// A stop was asked for while a takeover was past `Ready`.
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
@@ -255,6 +261,7 @@ impl Predecessor {
             state: None,
             stage: Stage::Starting,
             rehearsal: None,
+            holders: Holders::default(),
             stopping: false,
             owed: false,
             patience: Patience::Rested,
@@ -359,6 +366,7 @@ impl Predecessor {
                 }
             }
             Input::Stop => self.stop(out),
+            Input::Changed => self.holders.changed(out),
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
@@ -381,7 +389,7 @@ impl Predecessor {
                     self.stop(out);
                 }
                 // A refusal closes, and whoever was at something must not stay at it.
-                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) || self.is_holder(peer) => {
                     self.fault(peer, "a question that this version does not know".to_owned(), out);
                 }
                 Question::Unknown => {
@@ -390,19 +398,24 @@ impl Predecessor {
             },
             message if self.is_rehearsal(peer) => self.rehearse(peer, message, out),
             message if self.is_heir(peer) => self.takeover_message(peer, message, out),
+            message if self.is_holder(peer) => {
+                if let Err(what) = self.holders.message(peer, message, self.window, self.deadlines.handshake, out) {
+                    self.fault(peer, what, out);
+                }
+            }
             message => self.fault(peer, format!("{} out of order", message.word()), out),
         }
     }
 
-    /// A takeover or a rehearsal is asked for.
+    /// A takeover, a rehearsal or everything to keep is asked for.
     fn hello(&mut self, peer: Peer, hello: Hello, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_rehearsal(peer) {
+        if self.is_heir(peer) || self.is_rehearsal(peer) || self.is_holder(peer) {
             return self.fault(peer, "a second hello".to_owned(), out);
         }
         if let Err(refusal) = self.admit(&hello) {
             return out.push(Output::Refuse(peer, refusal));
         }
-        let rehearsal = hello.wants == Wants::Rehearsal;
+        let (rehearsal, holder) = (hello.wants == Wants::Rehearsal, hello.wants == Wants::Hold);
         let family = if rehearsal { 0 } else { FAMILY_SLOTS };
         let offer = Offer {
             version: hello.max_version.min(VERSIONS.1),
@@ -417,15 +430,20 @@ impl Predecessor {
             warm_up_ms: self.deadlines.warm_up.as_millis() as u64,
             backlog: Some(self.backlog),
             path_inode: self.path_inode,
-            state: self.state.clone(),
+            state: self.state.clone().filter(|_| !holder),
             window: Some(Transfer::window(self.window)),
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
             out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
+        } else if holder {
+            self.holders.open(peer, hello, offer.descriptors, out);
+            out.push(Output::Arm(Timer::Hold, self.deadlines.handshake));
         } else {
-            // A real takeover never waits for a rehearsal.
+            // A real takeover never waits for a rehearsal, nor for a holder.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
+            let later = Refusal { retry_after_ms: Some(1000), ..Refusal::new("preempted", "a real takeover came") };
+            self.holders.end_unfinished(&later, out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
             let takes_state = hello.state;
             let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress: String::new() };
@@ -466,6 +484,7 @@ impl Predecessor {
                 retry_after_ms: Some(1000),
                 ..Refusal::new("busy", "another successor is at it")
             }),
+            Stage::Serving if hello.wants == Wants::Hold => self.holders.admit(hello.nonce),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
             }
@@ -541,6 +560,7 @@ impl Predecessor {
                 self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
                 out.push(Output::Tells(Notice::Leave(Reason::Successor)));
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
@@ -592,6 +612,7 @@ impl Predecessor {
             self.rehearsal = None;
             out.push(Output::Disarm(Timer::Rehearsal));
         }
+        self.holders.gone(peer, out);
         if !self.is_heir(peer) {
             return;
         }
@@ -606,6 +627,9 @@ impl Predecessor {
         match (timer, &mut self.stage) {
             (Timer::Rehearsal, _) => {
                 self.end_rehearsal(Refusal::new("deadline", "a rehearsal takes five seconds at most"), out);
+            }
+            (Timer::Hold, _) => {
+                self.holders.end_unfinished(&Refusal::new("deadline", "the holder did not answer in time"), out);
             }
             (Timer::Handshake, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
                 self.abort(Refusal::new("deadline", "the successor did not answer in time"), out);
@@ -725,6 +749,7 @@ impl Predecessor {
 
     fn enter_stopping(&mut self, out: &mut Vec<Output>) {
         self.end_rehearsal(Refusal::new("stopping", "the owner was asked to stop"), out);
+        self.end_holders(Refusal::new("stopping", "the owner was asked to stop"), out);
         self.stage = Stage::Stopping;
         out.push(Output::Tells(Notice::Leave(Reason::Stopped)));
     }
@@ -841,6 +866,8 @@ impl Predecessor {
             self.gone(peer, out);
         } else if self.is_rehearsal(peer) {
             self.end_rehearsal(why, out);
+        } else if self.is_holder(peer) {
+            self.holders.end(&why, out, |session| session == peer);
         } else {
             out.push(Output::Refuse(peer, why));
         }
@@ -856,13 +883,27 @@ impl Predecessor {
         }
     }
 
+    /// Whether this peer keeps the entries, or is about to.
+    pub(crate) fn is_holder(&self, peer: Peer) -> bool {
+        self.holders.has(peer)
+    }
+
+    /// The processes that keep the entries.
+    pub(crate) fn holders(&self) -> Vec<Who> {
+        self.holders.whole()
+    }
+
+    fn end_holders(&mut self, why: Refusal, out: &mut Vec<Output>) {
+        self.holders.end(&why, out, |_| true);
+    }
+
     fn is_rehearsal(&self, peer: Peer) -> bool {
         self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.peer == peer)
     }
 }
 
 /// Sends as many descriptors as the window allows.
-fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
+pub(super) fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
     while let Some((first, count)) = transfer.next() {
         out.push(Output::SendDescriptors { peer, first, count });
     }

@@ -54,8 +54,12 @@ enum Step {
 /// The bytes are a list of events, in the encoding of `arbitrary`.
 pub fn successor(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
-    let Ok(rehearsal) = bool::arbitrary(&mut bytes) else { return };
-    let mut walk = Walk::new(rehearsal);
+    let Ok(wants) = u8::arbitrary(&mut bytes) else { return };
+    let mut walk = Walk::new(match wants {
+        wants if wants & 1 != 0 => Wants::Rehearsal,
+        wants if wants & 2 != 0 => Wants::Hold,
+        _ => Wants::Takeover,
+    });
     while !bytes.is_empty()
         && let Ok(event) = Event::arbitrary(&mut bytes)
     {
@@ -67,6 +71,7 @@ struct Walk {
     machine: Successor,
     kernel: Kernel,
     rehearsal: bool,
+    holder: bool,
     step: Step,
     armed: BTreeSet<Timer>,
     /// Those that were taken back, and not armed again.
@@ -85,8 +90,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(rehearsal: bool) -> Walk {
-        let wants = if rehearsal { Wants::Rehearsal } else { Wants::Takeover };
+    fn new(wants: Wants) -> Walk {
         let deadlines = Deadlines::default();
         let hello = Successor::hello(NONCE, Who::default(), wants, None);
         let mut out = Vec::new();
@@ -94,7 +98,8 @@ impl Walk {
         let mut walk = Walk {
             machine,
             kernel: Kernel::new(Holder::Another, 1, NONCE),
-            rehearsal,
+            rehearsal: wants == Wants::Rehearsal,
+            holder: wants == Wants::Hold,
             step: Step::default(),
             armed: BTreeSet::new(),
             late: BTreeSet::new(),
@@ -153,8 +158,8 @@ impl Walk {
                 None
             }
             Event::Progress => Some(Input::Progress("on it".to_owned())),
-            // Who rehearses is never asked whether he is ready.
-            Event::Ready if self.rehearsal => None,
+            // Who rehearses or keeps is never asked whether he is ready.
+            Event::Ready if self.rehearsal || self.holder => None,
             Event::Ready => {
                 self.ready = true;
                 Some(Input::Ready(Ready::default()))
@@ -171,7 +176,7 @@ impl Walk {
             for output in out {
                 match output {
                     Output::TakeLock { generation, nonce } => {
-                        assert!(!self.rehearsal, "a rehearsal takes nothing");
+                        assert!(!self.rehearsal && !self.holder, "a session that takes nothing");
                         assert_eq!(nonce, NONCE);
                         inputs.push(Input::Lock(self.kernel.commit(generation, nonce)));
                     }
@@ -208,7 +213,7 @@ impl Walk {
             }
             Step::Room => (self.room(true)?, Step::Descriptors),
             Step::Descriptors => (Input::Arrived(ENTRIES + family), Step::Ready),
-            Step::Ready if self.rehearsal => return None,
+            Step::Ready if self.rehearsal || self.holder => return None,
             Step::Ready => {
                 self.ready = true;
                 (Input::Ready(Ready::default()), Step::Released)
@@ -238,7 +243,7 @@ impl Walk {
                 self.promised = Some(count);
                 self.asked = true;
             }
-            Output::JoinTakeover => assert!(!self.rehearsal),
+            Output::JoinTakeover => assert!(!self.rehearsal && !self.holder),
             Output::Record { generation } => {
                 assert!(!self.owner && !self.failed);
                 self.kernel.record(generation, 0);
@@ -258,8 +263,10 @@ impl Walk {
                 assert!(cold || self.ready, "served by an application that is not ready");
                 self.owner = true;
             }
+            Output::Tells(Notice::Changed | Notice::Ended(_)) => assert!(self.holder && self.received),
             Output::Tells(Notice::Failed(_)) => {
                 assert!(!self.failed && !self.owner);
+                assert!(!self.holder || !self.received, "what is kept is closed");
                 self.failed = true;
             }
             Output::LeaveTakeover | Output::TakeLock { .. } => {}

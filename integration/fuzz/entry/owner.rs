@@ -242,6 +242,7 @@ impl Walk {
                 assert!(self.left, "an exit without a leave");
                 self.over = true;
             }
+            Notice::Replaced => {}
             Notice::Cancelled => self.over = true,
         }
     }
@@ -256,7 +257,8 @@ impl Walk {
             assert!(self.armed.is_empty(), "{what:?}: {:?} after the end", self.armed);
         }
         if machine.phase() == Phase::Serving {
-            assert!(self.armed.iter().all(|timer| *timer == Timer::Rehearsal), "{what:?}: idle, with {:?}", self.armed);
+            let idle = self.armed.iter().all(|timer| [Timer::Rehearsal, Timer::Hold].contains(timer));
+            assert!(idle, "{what:?}: idle, with {:?}", self.armed);
             assert!(!self.joined && !self.left && !self.released, "{what:?}: {machine:?}");
         }
     }

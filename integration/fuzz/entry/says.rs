@@ -46,6 +46,11 @@ pub(super) enum Says {
     Ask(Asks),
     Status,
     Done,
+    Hold {
+        other: bool,
+        replaces: bool,
+    },
+    Changed,
     Descriptors(u8),
     /// Whatever these bytes mean, where they mean something.
     Bytes(u8, Vec<u8>),
@@ -133,6 +138,16 @@ impl Says {
             .into(),
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),
+            Says::Hold { other, replaces } => Hello {
+                min_version: 1,
+                max_version: 1,
+                nonce: NONCE + 1 + u64::from(other),
+                wants: Wants::Hold,
+                replaces,
+                ..Hello::default()
+            }
+            .into(),
+            Says::Changed => Changed {}.into(),
             Says::Descriptors(count) => return Some(Message::Descriptors(u16::from(count.max(1)))),
             Says::Bytes(kind, body) => return decode(kind, 0, 0, &body).ok(),
         };

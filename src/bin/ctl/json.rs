@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus};
+use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus, Who};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -19,6 +19,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -49,6 +50,10 @@ pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
         .map(|check| json!({"check": check.check, "ok": check.ok, "expected": check.expected, "found": check.found}))
         .collect();
     object
+}
+
+fn keeper(who: &Who) -> Value {
+    json!({"pid": pid(who.pid), "app_version": who.app_version})
 }
 
 fn takeover(takeover: &TakeoverStatus) -> Value {

@@ -73,6 +73,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         wants: Wants::Takeover,
         network_namespace: Some(1),
         state: true,
+        replaces: false,
     };
     let offer = Offer {
         version: 1,
@@ -123,6 +124,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             in_flight: Some(1),
             left_ms: Some(12_000),
         }),
+        keepers: vec![Who { pid: 4300, app_version: "ctl 0.1.0".to_owned() }],
         listener_count: 1,
         listeners: Vec::new(),
     };
