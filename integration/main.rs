@@ -16,6 +16,7 @@ mod failure;
 mod gauge;
 mod hostile;
 mod impostor;
+mod keep;
 mod kinds;
 mod layers;
 mod lies;

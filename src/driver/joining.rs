@@ -172,6 +172,7 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
+        predecessor.set_stays(self.settings.wants == Wants::Hold);
         self.predecessor = Some(predecessor);
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");

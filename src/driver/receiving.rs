@@ -39,6 +39,10 @@ impl Driver {
             Message::Bye(bye) => {
                 info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
                 self.elder_tells(Some(bye.in_flight), None);
+                if bye.stays && self.elder.take().is_some() {
+                    // A keeper: what else its process does is no part of a drain.
+                    self.remove_dropped();
+                }
                 return;
             }
             message => {

@@ -232,6 +232,8 @@ pub(crate) struct Predecessor {
     stage: Stage,
     rehearsal: Option<Rehearsal>,
     holders: Holders,
+    /// This process lives on after it has left.
+    stays: bool,
     /// A stop was asked for while a takeover was past `Ready`.
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
@@ -262,6 +264,7 @@ impl Predecessor {
             stage: Stage::Starting,
             rehearsal: None,
             holders: Holders::default(),
+            stays: false,
             stopping: false,
             owed: false,
             patience: Patience::Rested,
@@ -286,6 +289,11 @@ impl Predecessor {
     /// How many descriptors may be under way at once, as far as the limits of the protocol allow.
     pub(crate) fn set_window(&mut self, descriptors: u32) {
         self.window = descriptors;
+    }
+
+    /// Says that the end of this owner is not that of its process: a holder follows the next one.
+    pub(crate) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
     }
 
     /// What the application's state is written in, where it has one.
@@ -692,7 +700,7 @@ impl Predecessor {
             {
                 let Some((forced, in_flight)) = *finish else { return };
                 let peer = heir.peer;
-                out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
+                out.push(Output::Send(peer, Bye { forced, in_flight, stays: self.stays }.into()));
                 out.push(Output::Close(peer));
                 out.push(Output::Disarm(Timer::Probe));
                 self.stage = Stage::Gone;

@@ -151,7 +151,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("owning", Owning { generation: 8 }.into()),
         ("confirmed", Confirmed {}.into()),
         ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
-        ("bye", Bye { forced: false, in_flight: 0 }.into()),
+        ("bye", Bye { forced: false, in_flight: 0, stays: false }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
         ("ask-status", Ask { question: Question::Status }.into()),
         ("ask-watch", Ask { question: Question::Watch }.into()),
