@@ -91,6 +91,29 @@ enum Role {
         #[command(flatten)]
         server: ServerArgs,
     },
+
+    /// Only load a service that something else replaces, until SIGTERM or Ctrl-C, and count what its clients notice
+    Load {
+        /// Where it serves
+        #[arg(long, value_name = "ADDR")]
+        address: SocketAddr,
+
+        /// Requests a second, of all clients together
+        #[arg(long, value_name = "N", default_value_t = 400, value_parser = value_parser!(u32).range(1..=100_000))]
+        rate: u32,
+
+        /// Clients that keep their connection for as long as the server lets them
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(0..=1000))]
+        keep_alive: u32,
+
+        /// Clients that open a new connection for each request
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(0..=1000))]
+        new_connection: u32,
+
+        /// Print one JSON object; times are in milliseconds
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[tokio::main]
@@ -98,11 +121,22 @@ async fn main() -> ExitCode {
     let mut cli = Cli::parse();
     match cli.role.take() {
         Some(Role::Serve { server }) => serve(server).await,
-        // A client that comes by less often would find its idle connection cut off by the drain deadline.
-        None if !(1..=cli.rate).contains(&(cli.keep_alive + cli.new_connection)) => Cli::command()
-            .error(clap::error::ErrorKind::ValueValidation, "from one client to as many as there are requests a second")
-            .exit(),
-        None => deploy(cli).await,
+        Some(Role::Load { address, rate, keep_alive, new_connection, json }) => {
+            check_clients(rate, keep_alive + new_connection);
+            load_only(Plan { address, rate, keep_alive, new_connection }, json).await
+        }
+        None => {
+            check_clients(cli.rate, cli.keep_alive + cli.new_connection);
+            deploy(cli).await
+        }
+    }
+}
+
+/// A client that comes by less often would find its idle connection cut off by the drain deadline.
+fn check_clients(rate: u32, clients: u32) {
+    if !(1..=rate).contains(&clients) {
+        let message = "from one client to as many as there are requests a second";
+        Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
     }
 }
 
@@ -121,11 +155,27 @@ async fn deploy(cli: Cli) -> ExitCode {
         outcome = deployment.run() => Some(outcome),
         () = async_signals::signalled() => None,
     };
-    let report = deployment.end(outcome).await;
+    print(&deployment.end(outcome).await, json)
+}
 
+fn print(report: &Report, json: bool) -> ExitCode {
     // Whoever has stopped reading gets the exit code all the same.
     let _ = if json { writeln!(io::stdout(), "{:#}", report.json()) } else { write!(io::stdout(), "{report}") };
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The clients alone.
+async fn load_only(plan: Plan, json: bool) -> ExitCode {
+    let load = match Load::start(plan) {
+        Ok(load) => load,
+        Err(error) => {
+            eprintln!("blue_green: cannot start the clients: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    async_signals::signalled().await;
+    let tally = load.finish().await;
+    print(&Report { takeovers: Vec::new(), tally: Some(tally), errors: Vec::new() }, json)
 }
 
 /// A run, and what it needs to be ended whole at any point.

@@ -346,7 +346,8 @@ impl Actor {
             .app_version(command["version"].as_str().unwrap_or("0"))
             .exclusive(self.option("exclusive"))
             .systemd(self.option("systemd"))
-            .allow_shared_folder(self.option("allow_shared_folder"));
+            .allow_shared_folder(self.option("allow_shared_folder"))
+            .allow_foreign_network_namespace(self.option("allow_foreign_network_namespace"));
         if let Some(schema) = command["state"]["schema"].as_str() {
             handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);
         }

@@ -60,9 +60,10 @@ fn a_control_socket_has_to_be_given() {
 #[test]
 fn nobody_is_exit_code_3_and_nothing_is_made() {
     let place = Place::new();
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 12] = [
         &["status"],
         &["check"],
+        &["history"],
         &["status", "--watch"],
         &["handoff"],
         &["handoff", "--commit"],
@@ -90,6 +91,7 @@ fn an_owner_that_does_not_answer_is_told_from_one_that_refuses() {
     let _silent = UnixListener::bind(&place.socket).unwrap();
     for (arguments, code, word) in [
         (&["status"][..], 4, "deadline"),
+        (&["history"], 4, "deadline"),
         (&["status", "--watch"], 4, "deadline"),
         (&["stop"], 4, "deadline"),
         // These have changed nothing, and nobody took over from whoever it is.
@@ -102,6 +104,39 @@ fn an_owner_that_does_not_answer_is_told_from_one_that_refuses() {
         let run = place.run(&[&["--json", "--timeout", "100ms"], arguments].concat());
         assert_eq!((run.code, &run.json()["error"]["code"]), (code, &json!(word)), "{arguments:?}");
     }
+}
+
+#[test]
+fn history_shows_the_last_takeovers_the_newest_last() {
+    let service = Service::start();
+    let keeper = service.keeper(&[]);
+    service.left();
+    let pid = std::process::id();
+    let history = eventually(|| {
+        let history = service.json(&["history"]);
+        history["takeovers"][1]["steps"].as_array()?.iter().any(|step| step["step"] == "drained").then_some(history)
+    });
+    let [start, takeover] = history["takeovers"].as_array().unwrap().as_slice() else { panic!("{history}") };
+    let first = json!({"generation": 1, "pid": pid, "app_version": "one"});
+    assert_eq!((&start["outcome"], &start["from"], &start["to"]), (&json!("cold-start"), &Value::Null, &first));
+    assert_eq!((&takeover["outcome"], &takeover["from"]), (&json!("taken-over"), &first));
+    assert_eq!((&takeover["to"]["generation"], &takeover["to"]["pid"]), (&json!(2), &json!(keeper.pid())));
+    assert_eq!((&takeover["cause"], &takeover["count"]), (&Value::Null, &json!(1)));
+    assert!(
+        takeover["took"].is_string()
+            && takeover["steps"][0] == json!({"step": "offered", "at_ms": takeover["steps"][0]["at_ms"]})
+    );
+    for time in ["began", "last"] {
+        takeover[time].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    }
+    let newest = service.json(&["history", "--limit", "1"]);
+    assert_eq!(newest["takeovers"], json!([takeover]));
+    assert_eq!(service.json(&["history", "--limit", "0"])["takeovers"], json!([]));
+    let text = service.run(&["history"]).stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("BEGAN") && lines.len() == 3, "{text}");
+    assert!(lines[1].contains("cold-start") && lines[1].contains(&format!("1: pid {pid} (version one)")), "{text}");
+    assert!(lines[2].contains("taken-over") && lines[2].contains(", owning ") && lines[2].contains("2: pid"), "{text}");
 }
 
 #[test]
@@ -189,9 +224,15 @@ fn a_watch_ends_when_its_time_is_over_or_when_nobody_reads_it() {
 #[test]
 fn data_into_a_closed_pipe_is_a_quiet_end() {
     let service = Service::start();
-    for arguments in
-        [&["status"][..], &["--json", "status"], &["handoff"], &["man"], &["completions", "zsh"], &["--help"]]
-    {
+    for arguments in [
+        &["status"][..],
+        &["--json", "status"],
+        &["history"],
+        &["handoff"],
+        &["man"],
+        &["completions", "zsh"],
+        &["--help"],
+    ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let run = Run::of(service.place.command(arguments).stdout(writer));

@@ -34,6 +34,7 @@ const ROOM: u8 = 5;
 const DESCRIPTORS: u8 = 6;
 const RELEASED: u8 = 10;
 const ABORT: u8 = 15;
+const HISTORY: u8 = 20;
 const STATUS: u8 = 33;
 
 /// The nonce in the recorded hello.
@@ -315,6 +316,7 @@ fn hellos_of_other_versions_are_understood() {
         ("client-hello-unknown-wish", &[refused("unsupported")]),
         ("client-ask-unknown", &[refused("unsupported")]),
         ("client-ask-status", &[(STATUS, "")]),
+        ("client-ask-history", &[(HISTORY, "")]),
     ]);
 }
 
@@ -401,6 +403,21 @@ fn lock(file: impl AsFd, byte: i64, kind: libc::c_int) -> bool {
 /// The line in the lock file.
 fn line(generation: u64, nonce: u64) -> String {
     format!("{:79}\n", format!("heirloom 1 generation {generation:020} nonce {nonce:016x}"))
+}
+
+/// Somebody was stopped in the moment in which it held byte 1 exclusively: an offer without that byte would let a third
+/// process in between the unlock and the commit.
+#[test]
+fn an_owner_that_cannot_share_byte_1_offers_nothing() {
+    let scene = Scene::new();
+    let _owner = Owner::serve(scene.start().unwrap());
+    let file = scene.lock_file();
+    assert!(lock(&file, 1, libc::F_WRLCK));
+    let failure = scene.start().map(drop).unwrap_err();
+    assert_eq!(failure.code(), "barred", "{failure}");
+    assert!(failure.hint().unwrap().contains("lock file"), "{failure}");
+    assert!(lock(&file, 1, libc::F_UNLCK));
+    scene.start().unwrap().abort().unwrap();
 }
 
 /// A successor that knows nothing but `wire.md` takes over from this library.
@@ -548,7 +565,7 @@ fn fails(offer: &str, rest: Rest, code: &str, told: Option<&str>) {
             rest(&elder, &mut peer);
             peer.last_words()
         });
-        let failure = elder.scene.start().and_then(|starting| claim_all(starting)).expect_err(offer);
+        let failure = elder.scene.start().and_then(claim_all).expect_err(offer);
         (playing.join().unwrap(), failure)
     });
     assert_eq!(failure.code(), code, "{offer}: {failure}");
@@ -789,6 +806,8 @@ fn a_predecessor_from_bytes_hands_over() {
     let peer = playing.join().unwrap();
     assert!(serving.is_owner());
     assert_eq!(serving.generation(), GENERATION + 1);
+    // It was told of nothing before its own takeover.
+    assert_eq!(told_history(&elder.scene, &mut serving), ["taken-over"]);
     let written = std::fs::read_to_string(elder.scene.path.with_extension("sock.lock")).unwrap();
     assert_eq!(written, line(GENERATION + 1, 0));
     assert_eq!(
@@ -805,6 +824,58 @@ fn a_predecessor_from_bytes_hands_over() {
     let elder = Arc::into_inner(elder).unwrap();
     drop(elder.alive.1);
     eventually("the end of the predecessor is noticed", || told(&mut serving).is_none());
+}
+
+/// What a new owner remembers, by its outcomes.
+fn told_history(scene: &Scene, serving: &mut heirloom::Serving) -> Vec<String> {
+    let path = scene.path.clone();
+    let asking = thread::spawn(move || Client::connect(path, PATIENCE).unwrap().history().unwrap());
+    eventually("the history is told", || {
+        serving.process().unwrap();
+        asking.is_finished()
+    });
+    asking.join().unwrap().into_iter().map(|record| record.outcome).collect()
+}
+
+/// A newer predecessor tells of things that this version has no word for: they are kept, and told as they are.
+#[test]
+fn a_history_of_another_version_is_carried_on() {
+    let elder = Arc::new(Elder::new());
+    let playing = thread::spawn({
+        let elder = elder.clone();
+        move || {
+            let (mut peer, nonce) = elder.greet();
+            peer.say_with("owner-offer", &elder.numbers(false, nonce));
+            peer.say("owner-history");
+            peer.expect(ROOM);
+            let [pidfd, lease, lock, control] = elder.first_four();
+            peer.give("owner-descriptors-5-later", &[pidfd, lease, lock, control, elder.pipe.0.as_fd()]);
+            std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
+            assert!(self::lock(&elder.own, 0, libc::F_UNLCK));
+            peer.say_with("owner-released-later", &[("<nonce>", nonce)]);
+            peer.expect(11);
+            peer
+        }
+    });
+    let starting = elder.scene.start().unwrap();
+    let mut serving = starting.ready().unwrap();
+    drop(playing.join().unwrap());
+    assert_eq!(told_history(&elder.scene, &mut serving), ["beamed-up", "taken-over"]);
+}
+
+/// An owner of before the history does not know the question.
+#[test]
+fn an_owner_that_keeps_no_history_says_so() {
+    let elder = Elder::new();
+    let failure = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut peer = Peer::new(elder.listener.accept().unwrap().0);
+            assert_eq!(peer.expect(32).field("question"), "history");
+            peer.say("owner-refused-unsupported");
+        });
+        Client::connect(&elder.scene.path, PATIENCE).unwrap().history().unwrap_err()
+    });
+    assert_eq!(failure.code(), "unsupported");
 }
 
 /// A recording that no test plays would prove nothing.

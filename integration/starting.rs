@@ -332,7 +332,7 @@ fn two_generations_in_one_process_are_never_two_owners() {
     let refused = Handoff::at(scene.control()).start_within(Duration::from_millis(200)).start().unwrap_err();
     assert_eq!(refused.code(), "unresponsive", "{refused}");
     assert!(second.is_owner());
-    let end = std::thread::spawn(move || second.drain().unwrap());
+    // One after the other: a predecessor that found the lock free would take the service back.
     assert!(matches!(first.drain().unwrap(), Drained::Done(_)));
-    assert!(matches!(end.join().unwrap(), Drained::Done(_)));
+    assert!(matches!(second.drain().unwrap(), Drained::Done(_)));
 }

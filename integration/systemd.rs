@@ -581,7 +581,10 @@ fn what_the_store_has_and_nobody_wants_leaves_it() {
     ]);
     serve(&mut puppet, &scene, "1", claims);
     let report = report(&mut puppet);
-    assert_eq!(report["gone"], json!({"outcome": "dropped"}));
+    assert_eq!(
+        report["gone"],
+        json!({"outcome": "dropped", "why": "the file descriptor store had it, and nobody claimed it"})
+    );
     assert_eq!(report["web"]["why"], json!(format!("the file descriptor store has {web_address}")));
     let why = report["app"]["why"].as_str().unwrap().to_owned();
     assert!(why.ends_with("app.sock, which is not there any more"), "{why}");

@@ -211,7 +211,7 @@ fn a_name_at_another_address_is_bound_anew_and_what_nobody_claims_is_dropped() {
     third.event("serving");
     assert_eq!(second.exit_code(), Some(0));
     let report = &third.ask(json!({"do": "report"}))["ok"]["entries"];
-    assert_eq!(report["local"]["outcome"], "dropped");
+    assert_eq!(report["local"], json!({"outcome": "dropped", "why": "nobody claimed it"}));
     assert!(!other.exists(), "the path of a dropped entry is removed");
     assert_eq!(visit(&address).pid, third.pid());
 }

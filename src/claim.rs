@@ -296,7 +296,9 @@ impl<'a> Claim<'a> {
         for held in self.driver.table.iter().filter(|held| held.entry.kind == *kind) {
             let Some(local) = held.inet else { continue };
             let group = self.options.reuse_port && listener::reuses_port(held.fd.as_fd());
-            if !group && addresses.iter().any(|wanted| listener::overlap(*wanted, local)) {
+            let overlaps = !group && addresses.iter().any(|wanted| listener::overlap(*wanted, local));
+            // The same address in another network namespace is another address.
+            if overlaps && self.driver.foreign_namespace(held).is_none() {
                 return Err(Error::name(self.name, NameProblem::Overlaps { other: held.entry.name.clone() }));
             }
         }

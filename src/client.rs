@@ -10,6 +10,7 @@ use crate::connection::{Connection, Flush, Incoming};
 use crate::control::{self, Connect};
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
+use crate::history::TakeoverRecord;
 use crate::protocol::message::{Ask, Message, Question};
 use crate::status::Status;
 
@@ -94,6 +95,30 @@ impl Client {
             // Who talks on and on, and never to the point, has not answered in time.
             if is_past(end) {
                 return Ok(None);
+            }
+        }
+    }
+
+    /// Asks for the last takeovers, the newest last: those of the owner, and what it was told of those before it. 32 at
+    /// most, of which 8 may have been refused and 8 have failed.
+    ///
+    /// They are kept in memory and go from generation to generation: where a service ends, or all of its processes die,
+    /// they end with it.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); [`Error::Refused`] with `unsupported` by an owner that keeps none.
+    pub fn history(&mut self) -> Result<Vec<TakeoverRecord>> {
+        self.ask(Question::History)?;
+        let end = Instant::now() + self.timeout;
+        loop {
+            match self.receive(Some(end))? {
+                Message::History(history) => return Ok(history.takeovers),
+                Message::Refused(why) => return Err(Error::Refused(why)),
+                Message::Status(_) | Message::Listeners(_) | Message::Unknown(_) => {}
+                message => return Err(unexpected(&message)),
+            }
+            if is_past(Some(end)) {
+                return Err(Error::Deadline { waiting_for: "the history", after: self.timeout });
             }
         }
     }

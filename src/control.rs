@@ -169,6 +169,8 @@ pub(crate) fn mend(path: &Path) -> Result<UnixListener> {
 pub(crate) fn listen_again(listener: &impl AsFd, backlog: u32) -> io::Result<()> {
     // What is accepted here inherits it from connect(2) on. Where the kernel cannot, the reader refuses descriptors.
     let _ = sys::refuse_descriptors(listener.as_fd());
+    // One that came in blocking mode would hold its owner in accept(2) for ever.
+    socket2::SockRef::from(listener).set_nonblocking(true)?;
     let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXCONN);
     Ok(listen(&listener.as_fd(), backlog)?)
 }

@@ -99,6 +99,7 @@ pub(crate) mod driver {
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
+        foreign_namespace(&; &Held) -> Option<u64>;
         insert(&mut; Held, Outcome) -> Result<()>;
         remove(&mut; &str) -> Result<bool>;
         progress(&mut; &str) -> Result<()>;
@@ -399,6 +400,14 @@ pub(crate) mod client {
         /// # Errors
         /// None: there is no such value.
         pub fn next(&mut self, _: Option<Duration>) -> Result<Option<Status>> {
+            match self.never {}
+        }
+
+        /// Asks for the last takeovers.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn history(&mut self) -> Result<Vec<crate::history::TakeoverRecord>> {
             match self.never {}
         }
 

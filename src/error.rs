@@ -26,6 +26,20 @@ pub struct Who {
     pub app_version: String,
 }
 
+impl fmt::Display for Who {
+    /// `pid 4711, version 2.1.0`: a pid of 0 is unknown, and a version need not be there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            0 => f.write_str("pid unknown")?,
+            pid => write!(f, "pid {pid}")?,
+        }
+        if !self.app_version.is_empty() {
+            write!(f, ", version {}", self.app_version)?;
+        }
+        Ok(())
+    }
+}
+
 /// Why an owner refused a takeover or a question, in its own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -46,6 +60,26 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
 }
 
+/// A network namespace, by the two numbers that the kernel has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NetworkNamespace {
+    /// `SO_NETNS_COOKIE`: never used again while the machine runs.
+    pub cookie: u64,
+    /// The number that lsns(8) and `/proc/PID/ns/net` show; `None` where this process may not ask (`CAP_NET_ADMIN` over
+    /// the namespace, unless it is its own).
+    pub inode: Option<u64>,
+}
+
+impl fmt::Display for NetworkNamespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.inode {
+            Some(inode) => write!(f, "net:[{inode}] (cookie {})", self.cookie),
+            None => write!(f, "with cookie {}", self.cookie),
+        }
+    }
+}
+
 impl Refusal {
     /// A refusal with a code and a sentence and nothing else.
     pub(crate) fn new(code: &str, message: impl Into<String>) -> Refusal {
@@ -57,13 +91,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
         if let Some(who) = &self.who {
-            match who.pid {
-                0 => f.write_str(" (pid unknown")?,
-                pid => write!(f, " (pid {pid}")?,
-            }
-            if !who.app_version.is_empty() {
-                write!(f, ", version {}", who.app_version)?;
-            }
+            write!(f, " ({who}")?;
             if let Some(since) = self.since_ms {
                 write!(f, ", for {}", seconds(Duration::from_millis(since)))?;
             }
@@ -232,10 +260,10 @@ pub enum Error {
     ForeignNamespace {
         /// The entry.
         name: String,
-        /// The namespace of the descriptor, as `SO_NETNS_COOKIE` tells.
-        theirs: u64,
+        /// The namespace of the descriptor.
+        theirs: NetworkNamespace,
         /// The namespace of this process.
-        ours: u64,
+        ours: NetworkNamespace,
     },
     /// Too little room for the descriptors under `RLIMIT_NOFILE`.
     Room {
@@ -369,6 +397,7 @@ impl Error {
                 ("shortage" | "crowded", _) => {
                     "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
                 }
+                ("barred", _) => "continue or end the process that holds the lock file, then try again".to_owned(),
                 ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
@@ -416,7 +445,9 @@ impl Error {
                 _ => return None,
             },
             Error::ForeignNamespace { .. } => {
-                "share the network namespace, bind anew, or allow_foreign_network_namespace".to_owned()
+                "let both share a network namespace; or claim it under another name, which binds it anew in this one; \
+                 or take it as it is (allow_foreign_network_namespace)"
+                    .to_owned()
             }
             Error::Room { .. } => "raise the limit on open files (ulimit -Hn) of the new process".to_owned(),
             Error::Name { name, problem: NameProblem::Overlaps { other } } if name == other => {
@@ -491,7 +522,8 @@ impl fmt::Display for Error {
             ),
             Error::ForeignNamespace { name, theirs, ours } => write!(
                 f,
-                "{name:?} lives in another network namespace (cookie {theirs}) than this process (cookie {ours})"
+                "{name:?} lives in the network namespace {theirs}, and this process in {ours}: it would go deaf, without \
+                 any error, when that one ends"
             ),
             Error::Room { needed, room } => {
                 write!(f, "{needed} descriptors are needed, and the limit on open files leaves room for {room}")

@@ -46,7 +46,7 @@
 //! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | four state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `error`, `guests`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
@@ -78,6 +78,7 @@ mod folder;
 pub mod fuzz;
 mod guests;
 mod handoff;
+mod history;
 mod holder;
 #[cfg(target_os = "linux")]
 mod listener;
@@ -123,8 +124,9 @@ pub use adapter::tokio;
 pub use claim::Claim;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
-pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
+pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Result, Who};
 pub use handoff::{Handoff, Joining, Stopper};
+pub use history::{Cause, Side, StepTime, TakeoverRecord};
 pub use holder::{Holder, HolderEvent};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 pub use protocol::predecessor::Reason;

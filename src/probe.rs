@@ -92,6 +92,7 @@ impl Say {
                 wants: if hello.rehearsal { Wants::Rehearsal } else { Wants::Takeover },
                 network_namespace: None,
                 state: false,
+                history: false,
                 replaces: false,
             }
             .into(),

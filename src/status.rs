@@ -41,6 +41,9 @@ pub struct TakeoverStatus {
     /// For how long it has been going on, in milliseconds.
     #[serde(default)]
     pub since_ms: u64,
+    /// For how long it has been at this step, in milliseconds.
+    #[serde(default)]
+    pub step_since_ms: u64,
 }
 
 /// A predecessor that still drains.
@@ -74,6 +77,10 @@ pub struct ListenerStatus {
     /// How many may wait.
     #[serde(default)]
     pub accept_queue_limit: Option<u32>,
+    /// The cookie of the network namespace that it lives in (`SO_NETNS_COOKIE`), where the owner lives in another: it
+    /// goes deaf, without any error, when that one ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_network_namespace: Option<u64>,
 }
 
 /// What a process tells about itself.
@@ -89,7 +96,8 @@ pub struct Status {
     pub app_version: String,
     /// Where it is in its life.
     pub phase: Phase,
-    /// Since when it has been in that phase, Unix time in milliseconds.
+    /// Since when it has been in that phase, Unix time in milliseconds. A takeover that came to nothing does not count: who
+    /// serves on has served all the time.
     #[serde(default)]
     pub since: u64,
     /// How many leases are held.

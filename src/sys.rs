@@ -18,6 +18,8 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 const SO_PEERGROUPS: libc::c_int = 59;
 /// `SO_NETNS_COOKIE`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// Linux 4.10 (linux/sockios.h).
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// Takes ownership of a descriptor that the kernel has just installed in this process.
 ///
@@ -125,6 +127,16 @@ pub(crate) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// `SO_NETNS_COOKIE`: the network namespace that a socket lives in.
 pub(crate) fn network_namespace_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     option(fd, SO_NETNS_COOKIE)
+}
+
+/// `SIOCGSKNS`: the network namespace that a socket lives in, as a descriptor.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over that namespace.
+pub(crate) fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no argument, and gives a new descriptor.
+    let number = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if number < 0 { Err(io::Error::last_os_error()) } else { Ok(adopt(number)) }
 }
 
 /// `SO_DOMAIN`, `SO_TYPE` and `SO_ACCEPTCONN` in one look.

@@ -32,7 +32,10 @@ pub enum Outcome {
         why: String,
     },
     /// Received, and not claimed: closed once this process owned. Or removed while it served.
-    Dropped,
+    Dropped {
+        /// Why.
+        why: String,
+    },
     /// Announced or asked for, and not there.
     Missing {
         /// Why.
@@ -98,7 +101,7 @@ impl std::fmt::Display for Report {
                 Outcome::Activated { name: given } if given == name => write!(f, "{name} activated")?,
                 Outcome::Activated { name: given } => write!(f, "{name} activated (as {given})")?,
                 Outcome::Bound { why } => write!(f, "{name} bound ({why})")?,
-                Outcome::Dropped => write!(f, "{name} dropped")?,
+                Outcome::Dropped { why } => write!(f, "{name} dropped ({why})")?,
                 Outcome::Missing { why } => write!(f, "{name} missing ({why})")?,
             }
         }
@@ -241,7 +244,7 @@ impl Table {
     /// Takes an entry out, of which the report says that it was dropped.
     pub(crate) fn remove(&mut self, name: &str) -> Option<Held> {
         let held = self.held.remove(name)?;
-        self.report.entries.insert(name.to_owned(), Outcome::Dropped);
+        self.report.entries.insert(name.to_owned(), Outcome::Dropped { why: "removed while serving".to_owned() });
         Some(held)
     }
 
@@ -261,7 +264,7 @@ impl Table {
             if held.claimed {
                 return true;
             }
-            report.entries.insert(name.clone(), Outcome::Dropped);
+            report.entries.insert(name.clone(), Outcome::Dropped { why: "nobody claimed it".to_owned() });
             if held.entry.path.is_some() {
                 dropped.push(held.clone());
             }

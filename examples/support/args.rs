@@ -24,7 +24,7 @@ where
     pub(crate) listen: A,
 
     /// What this version calls itself, here and in its answers
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", env = "APP_VERSION")]
     pub(crate) app_version: String,
 
     /// How long this version may finish what it has in flight once the next one serves
@@ -38,6 +38,18 @@ where
     /// File for the pid of the version that serves
     #[arg(long, value_name = "PATH")]
     pub(crate) pid_file: Option<PathBuf>,
+
+    /// User, by number, that may take over beside this one's own; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub(crate) allow_uid: Vec<u32>,
+
+    /// Accept a folder of the control socket that other users can write to, such as an `emptyDir` of Kubernetes
+    #[arg(long)]
+    pub(crate) allow_shared_folder: bool,
+
+    /// Accept listeners that live in another network namespace; they go deaf when that one ends
+    #[arg(long)]
+    pub(crate) allow_foreign_network_namespace: bool,
 }
 
 impl<A> ServerArgs<A>
@@ -49,6 +61,10 @@ where
         let handoff = Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain);
         // Where systemd has not started this program there is nothing in the environment, and nothing changes.
         let handoff = handoff.systemd(true);
+        let handoff = handoff
+            .allow_shared_folder(self.allow_shared_folder)
+            .allow_foreign_network_namespace(self.allow_foreign_network_namespace);
+        let handoff = self.allow_uid.iter().fold(handoff, |handoff, uid| handoff.allow_uid(*uid));
         match &self.pid_file {
             Some(path) => handoff.pid_file(path),
             None => handoff,

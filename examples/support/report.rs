@@ -117,7 +117,9 @@ impl Report {
         }
         writeln!(f)?;
         writeln!(f, "latency             p50        p99        max   answers")?;
-        for (name, histogram) in [("in takeovers", &tally.takeovers), ("without", &tally.calm)] {
+        let rows = [("in takeovers", &tally.takeovers), ("without", &tally.calm)];
+        // Who only loads knows of no takeovers.
+        for (name, histogram) in rows.into_iter().filter(|(_, histogram)| !histogram.is_empty()) {
             write!(f, "{name:<12}")?;
             for micros in [histogram.value_at_quantile(0.5), histogram.value_at_quantile(0.99), histogram.max()] {
                 write!(f, "{:>8.2} ms", ms(Duration::from_micros(micros)))?;

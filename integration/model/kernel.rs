@@ -173,6 +173,11 @@ impl Kernel {
         lost
     }
 
+    /// The content of the lock file: generation and nonce.
+    pub(super) fn file(&self) -> (u64, u64) {
+        (self.generation, self.nonce)
+    }
+
     /// Byte 0.
     pub(super) fn take_owner(&mut self, pid: Pid) -> bool {
         let free = self.owner.is_none_or(|owner| owner == pid);

@@ -4,6 +4,8 @@
 //! wants is changed on its way out, or a system call does less than it should. Those of the last kind are where that system
 //! call is, in `performing`.
 
+use std::time::Duration;
+
 use super::process::{Op, Work};
 use super::world::World;
 use crate::protocol::message::{Ack, Message, Owning};
@@ -26,6 +28,14 @@ pub(super) enum Mutation {
     NonceNotWritten,
     /// A successor owns whatever the file says.
     NothingCompared,
+    /// A successor that was overtaken lets go, whether somebody owns or not.
+    OvertakenLetsGo,
+    /// It owns where nobody does, although others are at it.
+    OvertakenTakesAll,
+    /// An owner who cannot share byte 1 offers all the same.
+    OffersWithoutByte1,
+    /// A successor waits for others at it as long as they are.
+    WaitsForOthers,
     /// The parties of a takeover do not share byte 1.
     Byte1NotShared,
     /// A process that drains takes byte 0 without byte 1, at once.
@@ -146,6 +156,11 @@ pub(super) fn outputs(off: Option<Mutation>, world: &mut World, pid: u8, work: &
                 ops.retain(|op| !matches!(op, Op::Predecessor(P::Arm(Timer::Commit, _))));
             }
         }
+        Mutation::WaitsForOthers => {
+            if let Some(at) = at(ops, &|op| matches!(op, Op::Successor(H::TakeLock { bare: true, .. }))) {
+                ops[at] = Op::Successor(H::Arm(Timer::Probe, Duration::ZERO));
+            }
+        }
         Mutation::TimersStayArmed => ops.retain(|op| !matches!(op, Op::Predecessor(P::Disarm(_)))),
         Mutation::SameGeneration => {
             for op in ops {
@@ -159,6 +174,9 @@ pub(super) fn outputs(off: Option<Mutation>, world: &mut World, pid: u8, work: &
         | Mutation::LeaseUnlocked
         | Mutation::EndOfFileIsDeath
         | Mutation::NothingCompared
+        | Mutation::OvertakenLetsGo
+        | Mutation::OvertakenTakesAll
+        | Mutation::OffersWithoutByte1
         | Mutation::Byte1NotShared
         | Mutation::NoPatience
         | Mutation::WorkGoesOn

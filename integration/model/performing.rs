@@ -29,8 +29,7 @@ impl World {
             match op {
                 Op::Successor(successor::Output::Tells(successor::Notice::Failed(failure))) => {
                     let on_purpose = matches!(failure, Failure::GaveUp(why) if why.code == "stopping");
-                    let superseded = *failure == Failure::Superseded && !rules.strict;
-                    self.decide(pid, on_purpose || superseded);
+                    self.decide(pid, on_purpose);
                 }
                 Op::Predecessor(predecessor::Output::Tells(predecessor::Notice::Exit)) => self.decide_to_exit(pid),
                 _ => {}
@@ -99,29 +98,17 @@ impl World {
     fn take_owner(&mut self, pid: Pid) -> bool {
         let taken = self.kernel.take_owner(pid);
         self.process_mut(pid).followed = !taken;
-        self.misled |= !taken && self.is_on_trial();
         taken
     }
 
-    /// Whether byte 0 is held by a process that is about to read that it has no right to it.
-    fn is_on_trial(&self) -> bool {
-        self.kernel.owner.is_some_and(|owner| {
-            matches!(
-                self.process(owner).todo.front(),
-                Some(Op::Commit(_) | Op::Reclaim(Reclaim::Compare { .. } | Reclaim::GiveBack))
-            )
-        })
-    }
-
     /// A process has byte 0 and keeps it, whatever the file says.
-    fn keep_owner(&mut self, rules: &Rules, pid: Pid, bare: bool) {
+    fn keep_owner(&mut self, pid: Pid, bare: bool) {
         let Some((from, to)) = self.gap.take() else { return };
         // Both are still at it, and a third one has it now. Without byte 1 that takes longer than a commit may.
         let hands_over = self.process(from).life == Life::Runs
             && self.process(from).predecessor.as_ref().is_some_and(|owner| owner.takeover().is_some());
         let takes_over = self.process(to).life == Life::Runs && self.process(to).successor.is_some();
-        let excused = bare || (self.unjoined && !rules.strict);
-        self.broken.gap |= pid != from && pid != to && hands_over && takes_over && !excused;
+        self.broken.gap |= pid != from && pid != to && hands_over && takes_over && !bare;
     }
 
     // The starter.
@@ -215,7 +202,7 @@ impl World {
             Find::Bar => self.kernel.bar(pid).then_some(Find::Take),
             Find::Take => self.take_owner(pid).then_some(Find::Write),
             Find::Write => {
-                self.keep_owner(rules, pid, false);
+                self.keep_owner(pid, false);
                 let generation = self.kernel.generation + 1;
                 self.write(pid, generation, 0);
                 Some(Find::Leave)
@@ -257,15 +244,15 @@ impl World {
             }
             successor::Output::JoinTakeover => self.join_takeover(rules, pid),
             successor::Output::LeaveTakeover => self.kernel.leave(pid),
-            successor::Output::TakeLock { generation, nonce } => {
+            successor::Output::TakeLock { generation, nonce, bare } => {
                 if rules.off == Some(Mutation::EndOfFileIsDeath) && process.link.is_none() {
-                    process.lock_answer(Lock::Taken);
+                    process.lock_answer(Lock::Taken { generation });
                 } else if !process.lock {
                     process.lock_answer(Lock::Foreign);
-                } else if self.take_owner(pid) {
-                    self.process_mut(pid).first([Op::Commit(Commit::Compare { generation, nonce })]);
                 } else {
-                    self.process_mut(pid).lock_answer(Lock::Busy);
+                    let ours = bare || self.is_offered(rules, generation, nonce);
+                    let next = if ours { Commit::Take { generation, nonce, bare } } else { Commit::Overtaken };
+                    self.process_mut(pid).first([Op::Commit(next)]);
                 }
             }
             successor::Output::Record { generation } => {
@@ -296,22 +283,55 @@ impl World {
         }
     }
 
+    /// Whether the file says what a successor was offered.
+    fn is_offered(&self, rules: &Rules, generation: u64, nonce: u64) -> bool {
+        let file = self.kernel.file();
+        file == (generation, nonce) || file == (generation, 0) || rules.off == Some(Mutation::NothingCompared)
+    }
+
     fn commit(&mut self, rules: &Rules, pid: Pid, commit: Commit) {
-        let file = (self.kernel.generation, self.kernel.nonce);
-        match commit {
-            Commit::Compare { generation, nonce } => {
-                let same = file == (generation, nonce) || file == (generation, 0);
-                if same || rules.off == Some(Mutation::NothingCompared) {
-                    self.keep_owner(rules, pid, false);
-                    self.process_mut(pid).lock_answer(Lock::Taken);
-                } else {
-                    self.process_mut(pid).first([Op::Commit(Commit::GiveBack)]);
+        let taken = Lock::Taken { generation: self.kernel.generation };
+        let answer = match commit {
+            Commit::Take { generation, nonce, bare } => match self.take_owner(pid) {
+                true => Err(Commit::Compare { generation, nonce, bare }),
+                false => Ok(Lock::Busy),
+            },
+            Commit::Compare { generation, nonce, bare } if bare || self.is_offered(rules, generation, nonce) => {
+                self.keep_owner(pid, bare);
+                if bare {
+                    self.offered = 0;
                 }
+                Ok(taken)
             }
+            Commit::Compare { .. } => Err(Commit::GiveBack),
             Commit::GiveBack => {
                 self.kernel.owner = None;
-                self.process_mut(pid).lock_answer(Lock::Foreign);
+                Ok(Lock::Unsettled)
             }
+            Commit::Overtaken => {
+                let owned = self.kernel.owner.is_some_and(|owner| owner != pid);
+                self.process_mut(pid).followed = owned;
+                let lets_go = owned || rules.off == Some(Mutation::OvertakenLetsGo);
+                if lets_go { Ok(Lock::Foreign) } else { Err(Commit::Bar) }
+            }
+            Commit::Bar if rules.off == Some(Mutation::OvertakenTakesAll) || self.kernel.bar(pid) => {
+                Err(Commit::TakeLast)
+            }
+            Commit::Bar => Ok(Lock::Unsettled),
+            Commit::TakeLast if self.take_owner(pid) => {
+                self.keep_owner(pid, false);
+                self.offered = 0;
+                Ok(taken)
+            }
+            Commit::TakeLast => Err(Commit::Rejoin),
+            Commit::Rejoin => {
+                self.kernel.join(pid);
+                Ok(Lock::Unsettled)
+            }
+        };
+        match answer {
+            Ok(lock) => self.process_mut(pid).lock_answer(lock),
+            Err(next) => self.process_mut(pid).first([Op::Commit(next)]),
         }
     }
 
@@ -417,7 +437,7 @@ impl World {
                 process.send(peer as LinkId, Packet::Message(state.into()));
                 process.send(peer as LinkId, Packet::Descriptors { count: 1, family: None, service: None });
             }
-            Output::Tell { .. } => {}
+            Output::Tell { .. } | Output::TellHistory(_) => {}
             Output::Close(peer) => process.close_after_writing(peer as LinkId),
             Output::JoinTakeover => self.join_takeover(rules, pid),
             Output::LeaveTakeover => self.kernel.leave(pid),
@@ -475,7 +495,6 @@ impl World {
                 let owned = self.kernel.owner.is_some_and(|owner| owner != pid);
                 let found = if owned { Found::Held } else { Found::Barred };
                 self.process_mut(pid).followed = owned;
-                self.misled |= self.is_on_trial();
                 return self.process_mut(pid).claim_answer(found);
             }
             Reclaim::Take { claim, barred } => match (self.take_owner(pid), barred) {
@@ -492,7 +511,7 @@ impl World {
             }
             Reclaim::Compare { claim: Claim::Shared } if self.kernel.generation != generation => Reclaim::GiveBack,
             Reclaim::Compare { claim } => {
-                self.keep_owner(rules, pid, claim == Claim::Bare);
+                self.keep_owner(pid, claim == Claim::Bare);
                 let mut found = self.kernel.generation;
                 if rules.off == Some(Mutation::ResumeKeepsTheGeneration) {
                     found = generation;
@@ -501,7 +520,7 @@ impl World {
             }
             Reclaim::GiveBack => {
                 self.kernel.owner = None;
-                return self.process_mut(pid).claim_answer(Found::Held);
+                return self.process_mut(pid).claim_answer(Found::Barred);
             }
         };
         self.process_mut(pid).first([Op::Reclaim(next)]);

@@ -52,11 +52,25 @@ pub(super) enum Find {
     Leave,
 }
 
-/// A successor takes byte 0 and compares the file with what it was offered.
+/// A successor compares the file with what it was offered, and takes byte 0. Where it was overtaken it needs byte 1 first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Commit {
-    Compare { generation: u64, nonce: u64 },
+    Take {
+        generation: u64,
+        nonce: u64,
+        bare: bool,
+    },
+    Compare {
+        generation: u64,
+        nonce: u64,
+        bare: bool,
+    },
     GiveBack,
+    /// The file says something else: is byte 0 held?
+    Overtaken,
+    Bar,
+    TakeLast,
+    Rejoin,
 }
 
 /// A predecessor takes byte 0 back.

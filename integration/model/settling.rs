@@ -34,8 +34,6 @@ pub(super) struct End {
     pub(super) waiting: bool,
     /// Whoever starts next owns, and the others leave.
     pub(super) followed: bool,
-    /// By a hole that is known.
-    pub(super) misled: bool,
 }
 
 /// What is known of how states end.
@@ -67,8 +65,8 @@ impl Takeovers {
         }
         let stays = calm.pids().any(|pid| calm.stands(pid));
         let end = self.end(calm);
-        let excused = end.misled && !self.rules.strict;
-        !end.stuck && (end.owned || !stays || excused) && !(end.owned && end.waiting) && end.followed
+        let served = if end.owned { !end.waiting } else { !stays };
+        !end.stuck && served && end.followed
     }
 
     /// From here on nothing else goes wrong, and whoever is stopped stays so.
@@ -95,7 +93,7 @@ fn settle(rules: &Rules, memory: &Memory, mut world: World, follow: bool) -> End
         }
         trail.push(state);
         if trail.len() > SPIN {
-            break End { owned: false, stuck: true, waiting: true, followed: false, misled: false };
+            break End { owned: false, stuck: true, waiting: true, followed: false };
         }
         if let Some(action) = quiet(rules, &world) {
             world.apply(rules, action);
@@ -202,7 +200,7 @@ fn judge(rules: &Rules, memory: &Memory, world: &World, follow: bool) -> End {
     };
     let stuck = !world.pids().all(|pid| rests(pid, world.process(pid)));
     let waiting = world.kernel.clients.iter().any(|client| matches!(client, Client::Waiting(_)));
-    let mut end = End { owned: owner.is_some(), stuck, waiting, followed: true, misled: world.misled };
+    let mut end = End { owned: owner.is_some(), stuck, waiting, followed: true };
     let quiet = !world.processes.iter().any(|process| process.stopped);
     if follow && quiet && !stuck {
         let mut after = world.clone();

@@ -25,8 +25,6 @@ pub(super) struct Rules {
     pub(super) torn: bool,
     /// Connections may break: whoever has not heard `Owning` then waits beside his successor as long as that lives.
     pub(super) breaks: bool,
-    /// The holes that are known count, too: see `known_holes`.
-    pub(super) strict: bool,
     /// The rule of the protocol that is off.
     pub(super) off: Option<Mutation>,
 }
@@ -70,10 +68,6 @@ pub(super) struct World {
     pub(super) owners: Vec<Option<Pid>>,
     /// Byte 0 was unlocked by the one for the other, and nobody has taken it yet.
     pub(super) gap: Option<(Pid, Pid)>,
-    /// Somebody found byte 0 taken by a process that gave it back at once, and took that for an owner.
-    pub(super) misled: bool,
-    /// A party of a takeover could not share byte 1, because somebody kept it exclusively, and went on without.
-    pub(super) unjoined: bool,
     /// A state went before the last unlock.
     pub(super) stateful: bool,
     /// Properties of a step that do not hold.
@@ -90,8 +84,6 @@ impl World {
             offered: 0,
             owners: Vec::new(),
             gap: None,
-            misled: false,
-            unjoined: false,
             stateful: false,
             broken: Broken::default(),
         }
@@ -167,8 +159,11 @@ impl World {
                 self.settle_down(rules, pid);
             }
             Action::StepWithoutByte1(pid) => {
-                self.unjoined = true;
-                self.process_mut(pid).todo.pop_front();
+                let op = self.process_mut(pid).todo.pop_front();
+                let offers = op == Some(Op::Predecessor(predecessor::Output::JoinTakeover));
+                if offers && rules.off != Some(Mutation::OffersWithoutByte1) {
+                    self.process_mut(pid).owner(predecessor::Input::Unable(Refusal::new("barred", "")));
+                }
                 self.settle_down(rules, pid);
             }
             Action::Event(pid, event) => {

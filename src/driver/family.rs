@@ -159,27 +159,37 @@ impl Family {
         self.lock.as_ref().map_or(Ok(()), LockDescription::release_owner)
     }
 
-    /// The commit: takes byte 0 and compares the file with what was offered. A nonce of 0 is a predecessor that called
-    /// this takeover off, or never wrote it down, and died: nobody else was under way.
-    pub(super) fn commit(&self, generation: u64, nonce: u64) -> io::Result<Lock> {
+    /// The commit of a successor that was offered this.
+    ///
+    /// Whoever has been overtaken, by a later takeover or another owner, lets go only where somebody owns. Where nobody
+    /// does, it may have the last copies: it owns with them, unless others are at it, and byte 1 tells.
+    pub(super) fn commit(&self, generation: u64, nonce: u64, bare: bool) -> io::Result<Lock> {
         let Some(lock) = &self.lock else { return Ok(Lock::Foreign) };
-        if !lock.take_owner()? {
-            return Ok(Lock::Busy);
+        // A nonce of 0 is a predecessor that called this takeover off, or never wrote it down, and died.
+        let ours = |found: Content| found.generation == generation && (found.nonce == nonce || found.nonce == 0);
+        let taken = |taken: Option<u64>| taken.map_or(Lock::Unsettled, |generation| Lock::Taken { generation });
+        if bare || ours(lock.read()?) {
+            if !lock.take_owner()? {
+                return Ok(Lock::Busy);
+            }
+            return Ok(taken(keep(lock, |found| bare || ours(found))?));
         }
-        match lock.read() {
-            Ok(content) if content.generation == generation && (content.nonce == nonce || content.nonce == 0) => {
-                Ok(Lock::Taken)
-            }
-            Ok(_) => {
-                lock.release_owner()?;
-                Ok(Lock::Foreign)
-            }
-            Err(error) => {
-                // Not to be kept by a process that does not know that it has it.
-                lock.release_owner()?;
-                Err(error)
-            }
+        if lock.is_owned_elsewhere()? {
+            return Ok(Lock::Foreign);
         }
+        // This process is a party of its own takeover, and the last one.
+        if !lock.bar_takeovers()? {
+            return Ok(Lock::Unsettled);
+        }
+        let kept = match lock.take_owner() {
+            Ok(true) => keep(lock, |_| true),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        if !matches!(kept, Ok(Some(_))) {
+            lock.join_takeover()?;
+        }
+        kept.map(taken)
     }
 
     /// Takes byte 0 back for a process that owned `generation`.
@@ -195,27 +205,16 @@ impl Family {
         if barred && !lock.bar_takeovers()? {
             return Ok(if lock.is_owned_elsewhere()? { Found::Held } else { Found::Barred });
         }
-        let taken = lock.take_owner()?;
+        let taken = lock.take_owner();
         if barred {
             lock.leave_takeover()?;
         }
-        if !taken {
+        if !taken? {
             return Ok(Found::Held);
         }
-        let content = match lock.read() {
-            Ok(content) => content,
-            Err(error) => {
-                // Not to be kept by a process that does not know that it has it.
-                lock.release_owner()?;
-                return Err(error);
-            }
-        };
-        if shared && content.generation != generation {
-            // The successor has owned between the look and the lock, and hands over: the next look is another one.
-            lock.release_owner()?;
-            return Ok(Found::Held);
-        }
-        Ok(Found::Free(content.generation))
+        // Where the successor has owned between the look and the lock, and hands over, the next look is another one.
+        let kept = keep(lock, |found| !shared || found.generation == generation)?;
+        Ok(kept.map_or(Found::Barred, Found::Free))
     }
 
     /// The last of its family? Closes the lease and takes it anew through a fresh description: held by nobody else.
@@ -225,5 +224,21 @@ impl Family {
         let file = lock::open_existing(path).ok()?;
         let last = lock::try_lease(&file).ok()? && lock::is_at(&file, path).ok()?;
         last.then_some(file)
+    }
+}
+
+/// With byte 0 just taken: keeps it where this says so of the file, and tells the generation in it; else gives it back.
+fn keep(lock: &LockDescription, may: impl FnOnce(Content) -> bool) -> io::Result<Option<u64>> {
+    match lock.read() {
+        Ok(found) if may(found) => Ok(Some(found.generation)),
+        Ok(_) => {
+            lock.release_owner()?;
+            Ok(None)
+        }
+        Err(error) => {
+            // Not to be kept by a process that does not know that it has it.
+            lock.release_owner()?;
+            Err(error)
+        }
     }
 }

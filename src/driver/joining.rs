@@ -17,7 +17,7 @@ use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::status::DrainStatus;
+use crate::status::{DrainStatus, Phase};
 use crate::table::Outcome;
 use crate::{listener, sys};
 
@@ -118,7 +118,7 @@ impl Driver {
     }
 
     /// The processes that have the lock file open.
-    fn lock_holders(&self) -> Vec<u32> {
+    pub(super) fn lock_holders(&self) -> Vec<u32> {
         lock::open_existing(&lock_path(&self.settings.path)).map(|file| lock::holders(&file)).unwrap_or_default()
     }
 
@@ -136,8 +136,14 @@ impl Driver {
             None => nonce()?,
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
-        let hello = Hello { state: self.settings.state.is_some(), replaces: self.settings.replaces, ..hello };
+        let hello = Hello {
+            state: self.settings.state.is_some(),
+            history: self.settings.wants == Wants::Takeover,
+            replaces: self.settings.replaces,
+            ..hello
+        };
         let deadlines = self.settings.deadlines;
+        self.note_attempt();
         let mut out = Vec::new();
         self.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
         self.perform_successor(out)
@@ -154,7 +160,9 @@ impl Driver {
         self.family.founder = true;
         self.start_control();
         self.weigh_passed();
-        info!("starting: first at {}, generation {}", self.settings.path.display(), self.generation());
+        self.note_cold_start();
+        let (path, generation) = (self.settings.path.display(), self.generation());
+        info!("{}: first at {path}, generation {generation}", Phase::Starting);
         self.notices.push_back(Notice::Started);
         Ok(())
     }
@@ -183,13 +191,17 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         if let Some(pidfd) = self.elder_pidfd.take() {
             self.poller.forget(pidfd.as_fd());
-            if self.elder.take().is_some() {
+            let drained = self.elder.take().is_some();
+            if drained {
                 self.changed = true;
                 self.remove_dropped();
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
                 self.talk(link);
+            }
+            if drained {
+                self.note_later_step("gone");
             }
             // A child of the dead may hold the other end open for ever; nothing more will come.
             if let Some(link) = self.link.take() {
@@ -215,13 +227,16 @@ impl Driver {
                     let room = room.map_err(|error| self.withdraw_for(error));
                     self.answer(Work::Successor(successor::Input::Reserved(room)));
                 }
-                successor::Output::JoinTakeover => self.join_takeover(),
+                successor::Output::JoinTakeover => {
+                    // Without it the commit still needs byte 0, and compares the file.
+                    self.join_takeover();
+                }
                 successor::Output::LeaveTakeover => {
                     if let Err(error) = self.family.leave_takeover() {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                 }
-                successor::Output::TakeLock { generation, nonce } => self.take_lock(generation, nonce),
+                successor::Output::TakeLock { generation, nonce, bare } => self.take_lock(generation, nonce, bare),
                 // What the file is to say was written with the commit.
                 successor::Output::Record { generation } => self.become_owner(generation),
                 successor::Output::Close => {
@@ -239,10 +254,10 @@ impl Driver {
 
     /// The commit: the lock, and the next generation in the file. Where that cannot be written, a predecessor that is
     /// still there owns on, and this side says why.
-    fn take_lock(&mut self, generation: u64, nonce: u64) {
+    fn take_lock(&mut self, generation: u64, nonce: u64, bare: bool) {
         let linked = self.link.is_some();
-        let taken = self.family.commit(generation, nonce).and_then(|lock| {
-            if lock == Lock::Taken
+        let taken = self.family.commit(generation, nonce, bare).and_then(|lock| {
+            if let Lock::Taken { generation } = lock
                 && let Err(error) = self.family.record(generation + 1, 0)
             {
                 if linked {
@@ -282,7 +297,9 @@ impl Driver {
                 if self.settings.wants == Wants::Hold {
                     info!("keeping {} entries beside the owner", self.table.len());
                 } else {
-                    info!("received {} entries, generation {} is next", self.table.len(), self.generation());
+                    let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
+                    let (from, entries) = (from.unwrap_or_default(), self.table.len());
+                    info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
                 }
                 self.notices.push_back(Notice::Started);
             }
@@ -291,7 +308,11 @@ impl Driver {
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
-                    info!("the predecessor died during the warm-up: owner of generation {}", self.generation());
+                    let generation = self.generation();
+                    info!(
+                        "{}: the predecessor died, owner of generation {generation} before it is ready",
+                        Phase::Starting
+                    );
                 } else {
                     self.serve();
                 }
@@ -355,6 +376,7 @@ impl Driver {
             self.close_after_writing(link);
             self.flush(link);
         }
+        self.forget_attempt();
         self.successor = None;
         self.family.clear();
         self.table.clear();
@@ -415,7 +437,8 @@ impl Driver {
         self.watch_folder();
         self.remove_dropped();
         self.manager_hears_serving();
-        info!("serving: generation {}; {}", self.generation(), self.table.report);
+        self.note_later_step("serving");
+        info!("{}: generation {}; {}", self.shown(Phase::Serving), self.generation(), self.table.report);
         self.notices.push_back(Notice::Serving);
     }
 

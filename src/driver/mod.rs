@@ -10,6 +10,7 @@
 mod entries;
 mod family;
 mod folder;
+mod history;
 pub(crate) mod holding;
 mod joining;
 mod owning;
@@ -34,6 +35,7 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
+use self::history::Journal;
 use self::state::Arriving;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
@@ -44,7 +46,7 @@ use crate::guests::Guests;
 use crate::manifest::{Check, Entry, StateKind};
 use crate::namespace::own_network_namespace;
 use crate::poller::Poller;
-use crate::protocol::message::{Wants, cut};
+use crate::protocol::message::{Message, Wants, cut};
 use crate::protocol::predecessor::{self, Peer, Predecessor, Reason};
 use crate::protocol::starter::{self, Starter};
 use crate::protocol::successor::{self, Successor};
@@ -195,9 +197,15 @@ pub(crate) struct Driver {
     predecessor: Option<Predecessor>,
     work: VecDeque<Work>,
     notices: VecDeque<Notice>,
+    /// What has become of the last takeovers.
+    journal: Journal,
     /// When the phase of the moment began, for people and for `since`.
     phase: Phase,
     phase_since: u64,
+    /// The phase that the log was last told of.
+    logged: Phase,
+    /// Since when this process had served when the takeover of the moment began, and as which generation.
+    served: Option<(u64, u64)>,
     takeover_since: Option<Instant>,
     /// What the watchers were last told of, in short.
     told: String,
@@ -254,8 +262,11 @@ impl Driver {
             predecessor: None,
             work: VecDeque::new(),
             notices: VecDeque::new(),
+            journal: Journal::default(),
             phase: Phase::Starting,
             phase_since: unix_ms(),
+            logged: Phase::Starting,
+            served: None,
             takeover_since: None,
             told: String::new(),
             draining: false,
@@ -396,16 +407,24 @@ impl Driver {
                 }
                 Work::Successor(input) => {
                     let mut out = Vec::new();
+                    self.note_successor_input(&input);
                     if let Some(successor) = &mut self.successor {
                         successor.handle(input, &mut out);
                     }
+                    self.note_successor_outputs(&out);
                     self.perform_successor(out)?;
                 }
                 Work::Predecessor(input) => {
                     let mut out = Vec::new();
+                    self.note_owner_input(&input);
+                    let hello = match &input {
+                        predecessor::Input::Message(_, Message::Hello(hello)) => Some(hello.clone()),
+                        _ => None,
+                    };
                     if let Some(predecessor) = &mut self.predecessor {
                         predecessor.handle(input, &mut out);
                     }
+                    self.note_owner_outputs(hello.as_ref(), &out);
                     self.perform_predecessor(out);
                 }
             }

@@ -12,7 +12,7 @@ use nix::sys::socket::{SockFlag, accept4};
 
 use super::{ACCEPT_PAUSE, Driver, Key, Notice, Work};
 use crate::connection::Connection;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Entry;
 use crate::protocol::FAMILY_SLOTS;
@@ -76,6 +76,7 @@ impl Driver {
             // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
             let mut stranger = Connection::new(stream, None);
             let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
+            self.note_refusal(&Who { pid: who.pid.unwrap_or_default(), app_version: String::new() }, &why);
             stranger.send(&Message::Refused(why));
             stranger.flush();
             return None;
@@ -129,12 +130,16 @@ impl Driver {
                         // What it has not been sent yet is not for it any more.
                         connection.discard_unsent();
                     }
+                    if let Message::Released(_) = message {
+                        self.tell_heir_history(peer, true);
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
                 Output::SendManifest(peer) => {
                     // From here on the machine's own deadlines hold.
                     self.poller.disarm(Key::Peer(peer));
+                    self.tell_heir_history(peer, false);
                     self.send_manifest(peer);
                 }
                 Output::SendDescriptors { peer, count, .. } => self.send_descriptors(peer, count),
@@ -145,11 +150,21 @@ impl Driver {
                         self.tell(peer);
                     }
                 }
+                Output::TellHistory(peer) => {
+                    let history = self.history();
+                    self.send(peer, &history);
+                }
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
                     self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
-                    self.join_takeover();
+                    if !self.join_takeover() {
+                        // Without it a third process could win between the unlock and the commit.
+                        let holders = self.lock_holders();
+                        let who = if holders.is_empty() { String::new() } else { format!(" (one of {holders:?})") };
+                        let what = format!("a process that is stopped{who} holds the takeover lock");
+                        self.owner(predecessor::Input::Unable(Refusal::new("barred", what)));
+                    }
                     self.manager_hears_offer();
                 }
                 Output::LeaveTakeover => {
@@ -157,7 +172,6 @@ impl Driver {
                         warn!("cannot leave the takeover lock: {error}");
                     }
                     if self.owns() {
-                        info!("the takeover came to nothing: serving on as generation {}", self.generation());
                         self.owns_again();
                     }
                     self.prepare();
@@ -193,12 +207,14 @@ impl Driver {
         }
     }
 
-    pub(super) fn join_takeover(&mut self) {
+    /// Takes byte 1 shared; `false` where that is not to be had.
+    pub(super) fn join_takeover(&mut self) -> bool {
         match self.family.join_takeover() {
-            Ok(true) => {}
+            Ok(true) => return true,
             Ok(false) => warn!("the takeover lock is held exclusively by a process that does not let go"),
             Err(error) => warn!("cannot join the takeover lock: {error}"),
         }
+        false
     }
 
     fn record(&mut self, generation: u64, nonce: u64) {
@@ -274,9 +290,6 @@ impl Driver {
             // The other side reads the first of them while the next are put into bytes.
             self.flush(peer);
         }
-        if takeover {
-            info!("handing over: {} entries offered", entries.len());
-        }
     }
 
     /// The first batch: this process's pidfd, the lease, a lock description made for the successor, the control listener.
@@ -312,11 +325,10 @@ impl Driver {
     fn predecessor_tells(&mut self, notice: predecessor::Notice) {
         let notice = match notice {
             predecessor::Notice::Release => {
-                info!("releasing: the application lets go of its exclusive work");
+                debug!("releasing: the application lets go of its exclusive work");
                 Notice::Release
             }
             predecessor::Notice::Resume => {
-                info!("serving again: generation {}", self.generation());
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
@@ -326,11 +338,10 @@ impl Driver {
             predecessor::Notice::Leave(reason) => {
                 match reason {
                     Reason::Successor => {
-                        info!("draining: a successor owns");
                         self.manager_hears_leaving();
                     }
                     Reason::Stopped => {
-                        info!("stopping");
+                        self.note_stop();
                         self.manager_hears_stopping();
                     }
                 }

@@ -101,6 +101,7 @@ impl Driver {
         }
         self.supervisor.passed = kept;
         for passed in &gone {
+            info!("dropped {:?} of {}: it is in the way of what is bound anew", passed.name, source(passed));
             self.unpark(&passed.name);
         }
         !gone.is_empty()
@@ -110,7 +111,8 @@ impl Driver {
     pub(super) fn drop_passed(&mut self) {
         for passed in std::mem::take(&mut self.supervisor.passed) {
             info!("dropped {:?} of {}: nobody claimed it", passed.name, source(&passed));
-            self.table.report.entries.entry(passed.name).or_insert(Outcome::Dropped);
+            let why = format!("{} had it, and nobody claimed it", source(&passed));
+            self.table.report.entries.entry(passed.name).or_insert(Outcome::Dropped { why });
         }
     }
 }

@@ -18,8 +18,8 @@ use crate::manifest::Check;
 use crate::protocol::message::{Message, Wants};
 use crate::protocol::predecessor;
 use crate::protocol::successor;
-use crate::sys;
 use crate::table::{Descriptor, Held};
+use crate::{namespace, sys};
 
 /// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
 const HEADROOM: u64 = 32;
@@ -36,7 +36,9 @@ impl Driver {
                 self.elder_tells(Some(draining.in_flight), draining.left_ms);
                 return;
             }
+            Message::History(history) => return self.inherit_history(history),
             Message::Bye(bye) => {
+                self.note_later_step("drained");
                 info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
                 self.elder_tells(Some(bye.in_flight), None);
                 if bye.stays && self.elder.take().is_some() {
@@ -172,8 +174,10 @@ impl Driver {
                 "non-blocking" => blocking = true,
                 "network-namespace" if self.settings.allow_foreign_network_namespace => {}
                 "network-namespace" => {
+                    let Some(held) = self.table.get(name) else { continue };
                     let (ours, theirs) = (check.expected.parse(), check.found.parse());
-                    let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
+                    let ours = namespace::ours(ours.unwrap_or_default());
+                    let theirs = namespace::of(held.fd.as_fd(), theirs.unwrap_or_default());
                     return Err(Error::ForeignNamespace { name: name.to_owned(), theirs, ours });
                 }
                 _ => {
@@ -183,6 +187,13 @@ impl Driver {
             }
         }
         Ok(blocking)
+    }
+
+    /// The cookie of another network namespace than this process's own, where such a socket lives in one.
+    pub(crate) fn foreign_namespace(&self, held: &Held) -> Option<u64> {
+        held.inet?;
+        let theirs = sys::network_namespace_cookie(held.fd.as_fd()).ok()?;
+        self.namespace.is_some_and(|ours| ours != theirs).then_some(theirs)
     }
 
     /// Each name of the manifest comes once.

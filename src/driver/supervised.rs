@@ -262,10 +262,7 @@ impl Driver {
     }
 
     fn status_line(&self, predecessor: &Predecessor) -> String {
-        let phase = match predecessor.phase() {
-            Phase::Serving if self.settings.holding => Phase::Holding,
-            phase => phase,
-        };
+        let phase = self.shown(predecessor.phase());
         let mut line = format!("{phase}: generation {}", predecessor.generation());
         if !self.settings.app_version.is_empty() {
             line.push_str(&format!(", version {}", self.settings.app_version));

@@ -2,11 +2,13 @@
 
 use std::os::fd::AsFd;
 
+use log::{info, warn};
+
 use super::owning::PER_FRAME;
 use super::{Driver, unix_ms};
 use crate::error::Who;
 use crate::protocol::message::{Listeners, Message};
-use crate::protocol::predecessor::{self, Peer};
+use crate::protocol::predecessor::{Peer, Predecessor};
 use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::sys;
 
@@ -14,10 +16,19 @@ impl Driver {
     /// Tells everybody who watches, if something has changed that is worth a line.
     pub(super) fn tell_watchers(&mut self) {
         let Some(predecessor) = &self.predecessor else { return };
-        let phase = predecessor.phase();
+        let (phase, generation) = (predecessor.phase(), predecessor.generation());
         if phase != self.phase {
-            self.phase = phase;
-            self.phase_since = unix_ms();
+            let before = std::mem::replace(&mut self.phase, phase);
+            let since = std::mem::replace(&mut self.phase_since, unix_ms());
+            match (before, phase) {
+                (Phase::Serving, Phase::HandingOver) => self.served = Some((since, generation)),
+                // The service has gone on all the time: a takeover that came to nothing leaves no trace in it.
+                (Phase::HandingOver, Phase::Serving) => {
+                    let served = self.served.take().filter(|(_, as_generation)| *as_generation == generation);
+                    self.phase_since = served.map_or(self.phase_since, |(since, _)| since);
+                }
+                _ => {}
+            }
         }
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
@@ -55,6 +66,39 @@ impl Driver {
         }
     }
 
+    /// A phase in the word that people see: in a status, in the log, and where systemd shows it.
+    pub(super) fn shown(&self, phase: Phase) -> Phase {
+        if phase == Phase::Serving && self.settings.holding { Phase::Holding } else { phase }
+    }
+
+    /// One line for each phase, with its word first.
+    pub(super) fn log_phase(&mut self, came_to_nothing: bool) {
+        let phase = self.phase();
+        // Who has drained and exits is at the end of his last phase, and in none of its own.
+        let gone = phase == Phase::Stopping && !self.owns();
+        let before = self.logged;
+        if before == phase || gone {
+            return;
+        }
+        self.logged = phase;
+        let (word, generation) = (self.shown(phase), self.generation());
+        match (before, phase) {
+            // It has told what it serves.
+            (Phase::Starting, Phase::Serving) => {}
+            (_, Phase::Serving) if came_to_nothing => {
+                warn!("{word}: generation {generation} on, the takeover came to nothing ({})", self.last_failure());
+            }
+            (_, Phase::Serving) => warn!("{word}: generation {generation}, again ({})", self.last_failure()),
+            (_, Phase::HandingOver) => {
+                let heir = self.predecessor.as_ref().and_then(|owner| owner.takeover());
+                let heir = heir.map(|(who, ..)| format!(", to {who}")).unwrap_or_default();
+                info!("{word}: generation {generation}{heir}, {} entries offered", self.table.len());
+            }
+            (_, Phase::Draining) => info!("{word}: generation {generation}, a successor owns"),
+            _ => info!("{word}: generation {generation}"),
+        }
+    }
+
     /// What this process tells about itself.
     pub(crate) fn status(&self) -> Status {
         let listeners: Vec<ListenerStatus> = self
@@ -68,20 +112,16 @@ impl Driver {
                     address: held.entry.address.clone(),
                     accept_queue: queue.map(|(length, _)| length),
                     accept_queue_limit: queue.map(|(_, limit)| limit),
+                    foreign_network_namespace: self.foreign_namespace(held),
                 }
             })
             .collect();
         let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
-        let phase = match self.predecessor.as_ref().map(predecessor::Predecessor::phase) {
-            Some(Phase::Serving) if self.settings.holding => Phase::Holding,
-            Some(phase) => phase,
-            None => Phase::Starting,
-        };
         Status {
             generation: self.generation(),
             pid: self.pid,
             app_version: self.identity().app_version,
-            phase,
+            phase: self.shown(self.phase()),
             since: self.phase_since,
             in_flight: self.wake.leases(),
             left_ms: self.drain_left().map(|left| left.as_millis() as u64),
@@ -90,9 +130,10 @@ impl Driver {
                 step: step.to_owned(),
                 progress: progress.to_owned(),
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
+                step_since_ms: self.step_since_ms(),
             }),
             predecessor: self.elder.clone(),
-            keepers: self.predecessor.as_ref().map(predecessor::Predecessor::holders).unwrap_or_default(),
+            keepers: self.predecessor.as_ref().map(Predecessor::holders).unwrap_or_default(),
             listener_count: listeners.len() as u32,
             listeners,
         }

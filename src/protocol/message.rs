@@ -6,6 +6,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::history::{TakeoverRecord, shorten};
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
 use crate::status::{ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
@@ -24,16 +25,8 @@ const MAX_KEEPERS: usize = 64;
 const MAX_TEXT: usize = 1024;
 
 /// Cuts a text for people to what may be sent on.
-///
-/// Control characters go: such a text may end up in somebody's terminal.
-pub(crate) fn cut(mut text: String) -> String {
-    text.retain(|character| !character.is_control());
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
+pub(crate) fn cut(text: String) -> String {
+    shorten(text, MAX_TEXT)
 }
 
 words! {
@@ -68,6 +61,9 @@ pub(crate) struct Hello {
     /// It takes a [`State`], if there is one.
     #[serde(default)]
     pub(crate) state: bool,
+    /// It takes a [`History`].
+    #[serde(default)]
+    pub(crate) history: bool,
     /// Once it has everything, those that have kept it so far may leave.
     #[serde(default)]
     pub(crate) replaces: bool,
@@ -229,6 +225,8 @@ words! {
         Watch = "watch",
         /// Leave without a successor.
         Stop = "stop",
+        /// The last takeovers.
+        History = "history",
     }
 }
 
@@ -243,6 +241,13 @@ pub(crate) struct Ask {
 pub(crate) struct Listeners {
     #[serde(deserialize_with = "bounded")]
     pub(crate) listeners: Vec<ListenerStatus>,
+}
+
+/// The last takeovers: for who asks, and for a successor that carries them on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct History {
+    #[serde(deserialize_with = "bounded")]
+    pub(crate) takeovers: Vec<TakeoverRecord>,
 }
 
 /// What was asked is done.
@@ -356,7 +361,8 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
-    17 Changed "changed";
+    20 History "history";
+    22 Changed "changed";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";

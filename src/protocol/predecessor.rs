@@ -129,6 +129,8 @@ pub(crate) enum Output {
         peer: Peer,
         watch: bool,
     },
+    /// Answer with the last takeovers.
+    TellHistory(Peer),
     /// Close once everything that was sent is written.
     Close(Peer),
     /// Take byte 1 shared.
@@ -392,6 +394,7 @@ impl Predecessor {
             Message::Ask(ask) => match ask.question {
                 Question::Status => out.push(Output::Tell { peer, watch: false }),
                 Question::Watch => out.push(Output::Tell { peer, watch: true }),
+                Question::History => out.push(Output::TellHistory(peer)),
                 Question::Stop => {
                     out.push(Output::Send(peer, Done {}.into()));
                     self.stop(out);

@@ -13,6 +13,10 @@ use super::{FAMILY_SLOTS, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, StateKind};
 
+/// How often in a row others may be found at it before byte 0 is tried without byte 1: as many seconds, which is longer
+/// than a commit may take.
+const PATIENT_LOOKS: u8 = 3;
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Input {
@@ -47,13 +51,15 @@ pub(crate) enum Input {
 /// What came of an attempt at the owner lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lock {
-    /// This process holds it, and the file holds what was offered.
-    Taken,
+    /// This process holds it, and the file holds this generation: the one that was offered, or a later one whose owner is
+    /// gone and has left nobody behind.
+    Taken { generation: u64 },
     /// Another process holds it.
     Busy,
-    /// It was free, but the file holds something else than was offered: somebody else owned in between. It was given
-    /// back at once.
+    /// Another process holds it, and the file holds something else than was offered: this takeover is over.
     Foreign,
+    /// Nobody holds it, and others are at it: one of them will, unless they are dead at the next look.
+    Unsettled,
 }
 
 /// Why an attempt came to nothing.
@@ -102,10 +108,12 @@ pub(crate) enum Output {
     JoinTakeover,
     /// Give byte 1 back.
     LeaveTakeover,
-    /// Try byte 0, compare the file with these; answer with [`Input::Lock`] before anything else.
+    /// Compare the file with these, try byte 0; answer with [`Input::Lock`] before anything else. `bare`: whoever else is
+    /// at it has had his time, so byte 0 alone decides.
     TakeLock {
         generation: u64,
         nonce: u64,
+        bare: bool,
     },
     /// Write the new generation.
     Record {
@@ -175,6 +183,8 @@ pub(crate) struct Successor {
     state: StateSoFar,
     /// Why this attempt is over, unless the last look at the lock says that nobody else owns.
     giving_up: Option<Failure>,
+    /// How often in a row it has found others at it, and nobody that owned.
+    looks: u8,
     /// The entries that come are not those of the owner any more.
     stale: bool,
     predecessor: Who,
@@ -196,6 +206,7 @@ impl Successor {
             ready: false,
             state: StateSoFar::None,
             giving_up: None,
+            looks: 0,
             stale: false,
             predecessor: Who::default(),
             offered_state: None,
@@ -237,6 +248,7 @@ impl Successor {
             wants,
             network_namespace,
             state: false,
+            history: false,
             replaces: false,
         }
     }
@@ -272,7 +284,8 @@ impl Successor {
 
     fn message(&mut self, message: Message, out: &mut Vec<Output>) {
         match (&mut self.stage, message) {
-            (_, Message::Unknown(_)) => {}
+            // What the predecessor remembers is for the driver to keep.
+            (_, Message::Unknown(_) | Message::History(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
             (Stage::Listing { offer, entries }, Message::Entries(list)) => {
@@ -487,23 +500,35 @@ impl Successor {
                 let failure = if self.link { Failure::Deadline("the release") } else { Failure::LinkLost };
                 self.give_up(failure, out);
             }
-            (Timer::Probe, Stage::Taking { .. } | Stage::WarmingUp { .. } | Stage::Receiving { .. }) => self.take(out),
+            (Timer::Probe, Stage::Taking { .. } | Stage::WarmingUp { .. } | Stage::Receiving { .. }) => {
+                self.looks += 1;
+                self.take(out);
+            }
             _ => {}
         }
     }
 
     /// Asks the kernel.
     fn take(&mut self, out: &mut Vec<Output>) {
-        out.push(Output::TakeLock { generation: self.generation.saturating_sub(1), nonce: self.nonce });
+        self.take_lock(false, out);
+    }
+
+    fn take_lock(&mut self, bare: bool, out: &mut Vec<Output>) {
+        let generation = self.generation.saturating_sub(1);
+        out.push(Output::TakeLock { generation, nonce: self.nonce, bare });
     }
 
     fn locked(&mut self, lock: Lock, out: &mut Vec<Output>) {
+        if lock != Lock::Unsettled {
+            self.looks = 0;
+        }
         match (lock, &self.stage) {
             (
-                Lock::Taken,
+                Lock::Taken { generation },
                 Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Waiting { .. } | Stage::Taking { .. },
             ) => {
                 let whole = !matches!(self.stage, Stage::Receiving { .. });
+                self.generation = generation + 1;
                 for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
                     out.push(Output::Disarm(timer));
                 }
@@ -526,6 +551,15 @@ impl Successor {
             }
             (Lock::Busy, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
                 out.push(Output::Arm(Timer::Probe, self.probe));
+            }
+            // One of them will own, unless they are dead or stopped; then what this process has may be the last copies.
+            (Lock::Unsettled, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
+                if self.looks < PATIENT_LOOKS {
+                    out.push(Output::Arm(Timer::Probe, self.probe));
+                } else {
+                    self.looks = 0;
+                    self.take_lock(true, out);
+                }
             }
             (Lock::Foreign, Stage::Owner | Stage::Over) => {}
             (Lock::Foreign, _) => self.fail(Failure::Superseded, out),

@@ -175,10 +175,10 @@ impl Walk {
             assert!(!self.failed || out.is_empty(), "{what:?} after the end: {out:?}");
             for output in out {
                 match output {
-                    Output::TakeLock { generation, nonce } => {
+                    Output::TakeLock { generation, nonce, bare } => {
                         assert!(!self.rehearsal && !self.holder, "a session that takes nothing");
                         assert_eq!(nonce, NONCE);
-                        inputs.push(Input::Lock(self.kernel.commit(generation, nonce)));
+                        inputs.push(Input::Lock(self.kernel.commit(generation, nonce, bare)));
                     }
                     output => self.perform(output),
                 }

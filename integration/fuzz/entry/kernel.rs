@@ -87,14 +87,17 @@ impl Kernel {
     }
 
     /// A successor tries to take the lock that it was offered.
-    pub(super) fn commit(&mut self, generation: u64, nonce: u64) -> Lock {
-        if self.failing || self.holder == Holder::Another {
-            return Lock::Busy;
+    pub(super) fn commit(&mut self, generation: u64, nonce: u64, bare: bool) -> Lock {
+        let ours = bare || self.generation == generation && (self.nonce == nonce || self.nonce == 0);
+        match self.holder {
+            _ if self.failing => Lock::Busy,
+            Holder::Another if ours => Lock::Busy,
+            Holder::Another => Lock::Foreign,
+            _ if !ours && self.barred => Lock::Unsettled,
+            _ => {
+                self.holder = Holder::This;
+                Lock::Taken { generation: self.generation }
+            }
         }
-        if self.generation == generation && (self.nonce == nonce || self.nonce == 0) {
-            self.holder = Holder::This;
-            return Lock::Taken;
-        }
-        Lock::Foreign
     }
 }

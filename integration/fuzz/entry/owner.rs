@@ -272,6 +272,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::SendManifest(peer)
         | Output::SendDescriptors { peer, .. }
         | Output::Tell { peer, .. }
+        | Output::TellHistory(peer)
         | Output::Close(peer) => Some(*peer),
         _ => None,
     }

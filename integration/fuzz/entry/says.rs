@@ -62,6 +62,7 @@ pub(super) enum Asks {
     Watch,
     Stop,
     SomethingNew,
+    History,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -133,6 +134,7 @@ impl Says {
                     Asks::Watch => Question::Watch,
                     Asks::Stop => Question::Stop,
                     Asks::SomethingNew => Question::Unknown,
+                    Asks::History => Question::History,
                 },
             }
             .into(),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
@@ -35,7 +35,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` 5s, `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status` and `history` 5s, `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -69,6 +69,7 @@ impl Global {
 pub(crate) enum Command {
     Check(CheckArgs),
     Handoff(HandoffArgs),
+    History(HistoryArgs),
     Keep(KeepArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
@@ -107,8 +108,7 @@ the time was over (--timeout, 1m unless told otherwise).")]
 /// no connection of a client is accepted, and nothing is said that makes an owner leave.
 ///
 /// What the service notices: while a case goes on that asks for a takeover (milliseconds; twice 5s), a real one would
-/// be refused as busy; the owner's log has a line or more for each case, and its status a new time since when it
-/// serves. An application that has exclusive work is told to release it eight times, and to resume milliseconds after
+/// be refused as busy; the owner's log has a line or more for each case, and its history some of them. An application that has exclusive work is told to release it eight times, and to resume milliseconds after
 /// it has; that work rests in between, as in any takeover that fails. When 64 connections are held at once, the owner
 /// drops whoever has been silent for longest: a `status --watch` elsewhere has to connect anew, and for that moment the
 /// owner has up to 128 descriptors more. Clients of the service notice nothing.
@@ -221,8 +221,9 @@ pub(crate) struct KeepArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for}, predecessor {pid, app_version, in_flight, left}, keepers [{pid, app_version}], listeners [{name, kind, address, accept_queue_length, \
-accept_queue_limit}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
+for, step_for}, predecessor {pid, app_version, in_flight, left}, keepers [{pid, app_version}], \
+listeners [{name, kind, address, accept_queue_length, \
+accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
 
@@ -231,6 +232,30 @@ pub(crate) struct StatusArgs {
     /// Print a line at each change, also across changes of the owner, until --timeout, Ctrl-C or the end of the service
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+/// Show what became of the last takeovers: when, from whom to whom, how far each came, and why one came to nothing
+///
+/// The newest is the last. Kept are 32 at most, of which 8 may have been refused and 8 have failed; what was refused or
+/// failed again and again in the same way is one line, with how often. They are handed on from generation to generation,
+/// in memory: when the service ends, or all of its processes die, the next history begins with a cold-start.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Outcomes: taken-over; refused, before anything was offered; failed, and the old one served on; cold-start, nobody had \
+served; resumed, the predecessor took the service back; stopped. A later version may have others.
+
+Steps, each with the time since the begin: offered, sending, warming-up, releasing, released, silent, owning, serving, \
+then drained where the predecessor said so, or gone where it went without a word. A start begins with starting.
+
+With --json: takeovers [{began, outcome, from {generation, pid, app_version}, to {generation, pid, app_version}, took, \
+steps [{step, at_ms}], cause {code, message}, count, last}]. Times are RFC 3339 in UTC, durations like 1m30s; null is \
+unknown or absent.
+
+Exit codes: 0 done; 1 refused, by an owner that keeps no history, too; 3 nobody listens; 4 no answer in time.")]
+pub(crate) struct HistoryArgs {
+    /// Show the newest N alone
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
 }
 
 /// Start a new version beside the old one, and wait until it owns the service
@@ -262,26 +287,34 @@ pub(crate) struct UpgradeArgs {
 
 /// Wait until the service is where it should be: for scripts and container hooks
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false)]
-#[command(after_long_help = "\
+#[group(skip)]
+#[command(group = ArgGroup::new("what").required(true), after_long_help = "\
 Examples:
   ctl wait --ready --timeout 30s      after the start of the first version, or as a readiness probe
+  ctl wait --ready --here --timeout 1s  as the health check of one container beside another
   ctl wait --generation 7             until a takeover has happened
   ctl wait --drained                  until the old version has finished and gone
 
 Exit codes: 0 it is so; 1 it was not so in time; 3 in time nobody listened at all. The last status is printed on success.")]
 pub(crate) struct WaitArgs {
     /// Until an owner has this generation, or a later one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "what")]
     pub(crate) generation: Option<u64>,
 
     /// Until no predecessor of the owner is left that finishes what it had in flight
-    #[arg(long)]
+    #[arg(long, group = "what")]
     pub(crate) drained: bool,
 
     /// Until an owner serves; it need not listen yet
-    #[arg(long)]
+    #[arg(long, group = "what")]
     pub(crate) ready: bool,
+
+    /// And the owner is a process that this pid namespace has: in a container, that it is this one that serves
+    ///
+    /// Beside another container with the same control socket, what is asked is whether the new one serves by now. Where
+    /// containers share a pid namespace nothing can be told apart by it.
+    #[arg(long)]
+    pub(crate) here: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -289,6 +322,7 @@ Examples:
   export HEIRLOOM_SOCKET=/run/shop/handoff.sock
   ctl status                                who serves, and what is going on
   ctl status --watch --json                 the same after each change, for a program
+  ctl history                               what became of the last takeovers
   ctl handoff                               rehearse a takeover; changes nothing
   ctl check                                 is the owner safe from whatever a broken successor may do?
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
@@ -330,6 +364,8 @@ mod tests {
     fn one_thing_is_waited_for() {
         assert!(Cli::try_parse_from(["ctl", "wait"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "wait", "--ready", "--drained"]).is_err());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--here"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "wait", "--generation", "3"]).is_ok());
+        assert!(Cli::try_parse_from(["ctl", "wait", "--ready", "--here"]).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus, Who};
+use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Side, Status, TakeoverStatus, Who};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -56,6 +56,11 @@ fn keeper(who: &Who) -> Value {
     json!({"pid": pid(who.pid), "app_version": who.app_version})
 }
 
+/// A process of a history.
+pub(crate) fn side(side: &Side) -> Value {
+    json!({"generation": side.generation, "pid": pid(side.pid), "app_version": side.app_version})
+}
+
 fn takeover(takeover: &TakeoverStatus) -> Value {
     json!({
         "pid": pid(takeover.who.pid),
@@ -63,6 +68,7 @@ fn takeover(takeover: &TakeoverStatus) -> Value {
         "step": takeover.step,
         "progress": takeover.progress,
         "for": time::duration(Duration::from_millis(takeover.since_ms)),
+        "step_for": time::duration(Duration::from_millis(takeover.step_since_ms)),
     })
 }
 
@@ -82,6 +88,7 @@ fn listener(listener: &ListenerStatus) -> Value {
         "address": Some(&listener.address).filter(|address| !address.is_empty()),
         "accept_queue_length": listener.accept_queue,
         "accept_queue_limit": listener.accept_queue_limit,
+        "foreign_network_namespace": listener.foreign_network_namespace,
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `args` is the one table behind parsing, `--help`, completions and the man page. Each command is a file of its own;
 //! what they share: `follow` (a service, whoever owns it), `table`, `json` and `time` (how things look), `printer` (where
-//! they go), `failure` (how a run ends), `signals`, `session` and `listening` (child processes).
+//! they go), `failure` (how a run ends), `signals`, `session`, `listening` and `init` (child processes).
 
 mod args;
 mod check;
@@ -10,6 +10,8 @@ mod completions;
 mod failure;
 mod follow;
 mod handoff;
+mod history;
+mod init;
 mod json;
 mod keep;
 mod keeper;
@@ -50,6 +52,9 @@ fn main() -> ExitCode {
         Err(error) => return misused(&arguments, &error),
     };
     let printer = Printer::new(cli.global.json);
+    if init::is_first() {
+        return init::run(&arguments, &cli.command).unwrap_or_else(|failure| failure.tell(printer));
+    }
     log_to_stderr(&cli);
     match run(cli, printer) {
         Ok(code) => code,
@@ -63,6 +68,7 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Check(args) => check::run(&global, &args, printer),
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
+        Command::History(args) => history::run(&global, &args, printer),
         Command::Keep(args) => keep::run(&global, &args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),

@@ -19,17 +19,20 @@ pub(crate) const IN_SESSION: &str = "exec-session";
 /// `LISTEN_PID`, which only the process itself knows before its program runs. The other variables are set already.
 pub(crate) const LISTENING: &str = "exec-listening";
 
+/// Nothing beside the signals that the starting process holds back: for this same program again.
+pub(crate) const UNBLOCKED: &str = "exec-unblocked";
 /// A successor that goes to a given step and dies there. It becomes no program.
 pub(crate) const SUCCESSOR: &str = "die-as-successor";
 
 /// How a shell ends where it cannot run a program.
 const CANNOT_RUN: u8 = 127;
 
+/// Leads to the running file even where an upgrade has replaced or removed what is at its path.
+pub(crate) const SELF: &str = "/proc/self/exe";
+
 /// This program, to be started as `word`, then to become `program`.
-///
-/// `/proc/self/exe` leads to the running file even where an upgrade has replaced or removed what is at its path.
 pub(crate) fn command(word: &str, program: &[OsString]) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(SELF);
     command.arg0("ctl").arg(word).arg("--").args(program);
     command
 }
@@ -44,6 +47,8 @@ pub(crate) fn enter(arguments: &[OsString]) -> Option<Failure> {
         enter_session
     } else if word == LISTENING {
         tell_own_pid
+    } else if word == UNBLOCKED {
+        |_| Ok(())
     } else {
         return None;
     };

@@ -104,6 +104,15 @@ pub(crate) fn text(status: &Status) -> String {
         text.push('\n');
         text.push_str(&listeners);
     }
+    for listener in &status.listeners {
+        if let Some(cookie) = listener.foreign_network_namespace {
+            let name = clean(&listener.name);
+            text.push_str(&format!(
+                "\n{name} lives in another network namespace than its owner, the one with cookie {cookie}: it goes deaf, \
+                 without any error, when that one ends\n"
+            ));
+        }
+    }
     text
 }
 
@@ -131,9 +140,10 @@ fn takeover(takeover: &TakeoverStatus) -> String {
         progress => format!(": {}", clean(progress)),
     };
     format!(
-        "{}, {} for {}{progress}",
+        "{}, {} for {}, {} in all{progress}",
         who(takeover.who.pid, &takeover.who.app_version),
         clean(&takeover.step),
+        milliseconds(takeover.step_since_ms),
         milliseconds(takeover.since_ms)
     )
 }

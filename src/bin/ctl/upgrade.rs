@@ -44,6 +44,9 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
         error => error.into(),
     })?;
     let from_peer = follow.peer_pid();
+    if from_peer == Some(1) {
+        return Err(first_process());
+    }
     let log = Log::open(&args.log.clone().unwrap_or_else(|| beside(&socket)))?;
     // Before there is a second thread, that of the spinner.
     let signals = Signals::take()?;
@@ -57,6 +60,14 @@ fn beside(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".log");
     path.into()
+}
+
+/// The owner is the first process of this pid namespace. When it has handed over and exits, the kernel kills all others
+/// in there (pid_namespaces(7)), and the new version with them.
+fn first_process() -> Failure {
+    let message = "the old one is the first process of this container: at its exit the kernel would kill the new one";
+    Failure::new(FAILED, "first-process", message)
+        .hint("start the new version in a container of its own, beside this one, with the same control socket")
 }
 
 struct Upgrade {

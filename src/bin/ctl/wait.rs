@@ -21,9 +21,20 @@ pub(crate) fn run(global: &Global, args: &WaitArgs, printer: Printer) -> Result<
     let until = Instant::now() + within;
     let mut follow = Follow::new(global.socket()?);
     let mut last = Seen::Nothing;
+    let mut asked_again = None;
     loop {
         match follow.news()? {
             Some(News::Status(status)) if is_so(args, &status) => {
+                // Who listens is told as it was when the connection was made: before this owner listened, perhaps.
+                if args.here && asked_again != Some(status.generation) {
+                    asked_again = Some(status.generation);
+                    follow.reconnect();
+                    continue;
+                }
+                if args.here && follow.peer_pid().is_none() {
+                    last = Seen::Elsewhere(status);
+                    continue;
+                }
                 printer.print(|| status::brief(&status), || json::status(&status))?;
                 return Ok(ExitCode::SUCCESS);
             }
@@ -42,6 +53,8 @@ enum Seen {
     Nothing,
     Nobody(Error),
     Status(Status),
+    /// It is so, and the owner lives in another pid namespace.
+    Elsewhere(Status),
 }
 
 fn is_so(args: &WaitArgs, status: &Status) -> bool {
@@ -57,6 +70,10 @@ fn in_vain(within: Duration, last: Seen) -> Failure {
     match last {
         Seen::Nobody(error) => Failure::from(error).before(&waited),
         Seen::Nothing => Failure::new(FAILED, "deadline", format!("{waited}: the owner does not answer")),
+        Seen::Elsewhere(last) => {
+            let brief = status::brief(&last);
+            Failure::new(FAILED, "elsewhere", format!("{waited}: the owner is in another pid namespace: {brief}"))
+        }
         Seen::Status(last) => Failure::new(FAILED, "deadline", format!("{waited}: {}", status::brief(&last))),
     }
 }

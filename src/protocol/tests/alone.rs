@@ -32,13 +32,13 @@ fn a_successor_looks_at_the_lock_once_more_before_it_gives_up() {
     let mut machine = taking();
     let mut out = Vec::new();
     machine.handle(Input::Expired(Timer::Commit), &mut out);
-    assert_eq!(out, [Output::TakeLock { generation: 1, nonce: NONCE }]);
+    assert_eq!(out, [Output::TakeLock { generation: 1, nonce: NONCE, bare: false }]);
     let mut waits_in_vain = machine.clone();
     out.clear();
     waits_in_vain.handle(Input::Lock(Lock::Busy), &mut out);
     assert_eq!(out.last(), Some(&Output::Tells(Notice::Failed(Failure::LinkLost))));
     out.clear();
-    machine.handle(Input::Lock(Lock::Taken), &mut out);
+    machine.handle(Input::Lock(Lock::Taken { generation: 1 }), &mut out);
     assert_eq!(out.last(), Some(&Output::Tells(Notice::Owner { cold: false })));
 }
 

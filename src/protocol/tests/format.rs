@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
+use crate::history::{Cause, Side, StepTime, TakeoverRecord};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
@@ -73,6 +74,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         wants: Wants::Takeover,
         network_namespace: Some(1),
         state: true,
+        history: true,
         replaces: false,
     };
     let offer = Offer {
@@ -105,6 +107,21 @@ fn samples() -> BTreeMap<&'static str, Message> {
         missing: vec!["old".to_owned()],
     };
     let state = State { schema: "counter".to_owned(), version: 3, length: 9, checksum: Some(0xcbf4_3926) };
+    let side = |generation, who: &Who| Some(Side { generation, pid: who.pid, app_version: who.app_version.clone() });
+    let record = TakeoverRecord {
+        began: 1_764_000_000_000,
+        outcome: "failed".to_owned(),
+        from: side(Some(7), &Who { pid: 4200, app_version: "2.0.9".to_owned() }),
+        to: side(None, &who),
+        steps: vec![
+            StepTime { step: "offered".to_owned(), at_ms: 0 },
+            StepTime { step: "sending".to_owned(), at_ms: 2 },
+        ],
+        took_ms: 5002,
+        cause: Some(Cause { code: "deadline".to_owned(), message: "the successor did not answer in time".to_owned() }),
+        count: 1,
+        last: 1_764_000_000_000,
+    };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -118,6 +135,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             step: "warming-up".to_owned(),
             progress: "loading 40%".to_owned(),
             since_ms: 1500,
+            step_since_ms: 40,
         }),
         predecessor: Some(DrainStatus {
             who: Who { pid: 4100, app_version: "2.0.8".to_owned() },
@@ -134,10 +152,11 @@ fn samples() -> BTreeMap<&'static str, Message> {
         address: "127.0.0.1:8080".to_owned(),
         accept_queue: Some(0),
         accept_queue_limit: Some(4096),
+        foreign_network_namespace: None,
     };
     BTreeMap::from([
         ("hello", Message::from(hello.clone())),
-        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, ..hello }.into()),
+        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
         ("entries", Entries { entries: [web, admin, spool].map(Arc::new).to_vec() }.into()),
@@ -147,6 +166,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
         ("state", state.into()),
+        ("history", History { takeovers: vec![record] }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8 }.into()),
         ("confirmed", Confirmed {}.into()),
@@ -155,6 +175,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
         ("ask-status", Ask { question: Question::Status }.into()),
         ("ask-watch", Ask { question: Question::Watch }.into()),
+        ("ask-history", Ask { question: Question::History }.into()),
         ("ask-stop", Ask { question: Question::Stop }.into()),
         ("status", status.into()),
         ("listeners", Listeners { listeners: vec![listener] }.into()),
@@ -377,6 +398,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     }
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
+    let history = sample("history");
+    let record = field(&history, "takeovers");
     let takeover = field(&status, "takeover");
     let offer = sample("offer");
     let nested = [
@@ -388,6 +411,10 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("takeover", takeover),
         ("drain", field(&status, "predecessor")),
         ("listener", field(&listeners, "listeners")),
+        ("record", record),
+        ("side", field(record, "from")),
+        ("step", field(record, "steps")),
+        ("cause", field(record, "cause")),
     ];
     for (table, value) in nested {
         check(table, value);
@@ -532,6 +559,28 @@ fn a_report_with_the_longest_names_fits_a_frame() {
     assert_eq!(decode(9, &body), Ok(report.into()));
     let short: Vec<String> = (0..5000).map(|name| name.to_string()).collect();
     assert_eq!(Ready { bound: short, ..Ready::default() }.cut().bound.len(), 256);
+}
+
+/// All that is kept of the longest takeovers goes into one frame.
+#[test]
+fn the_longest_history_fits_a_frame() {
+    let long = "é".repeat(30_000);
+    let side = Some(Side { generation: Some(u64::MAX), pid: u32::MAX, app_version: long.clone() });
+    let record = TakeoverRecord {
+        began: u64::MAX,
+        outcome: long.clone(),
+        from: side.clone(),
+        to: side,
+        steps: vec![StepTime { step: long.clone(), at_ms: u64::MAX }; 100],
+        took_ms: u64::MAX,
+        cause: Some(Cause { code: long.clone(), message: long }),
+        count: u32::MAX,
+        last: u64::MAX,
+    };
+    let kept = crate::history::History::of(vec![record; 100]);
+    let body = Message::from(History { takeovers: kept.records().to_vec() }).body();
+    assert!(kept.records().len() == 32 && body.len() < MAX_BODY, "{}", body.len());
+    assert!(decode(20, &body).is_ok());
 }
 
 fn hex(bytes: &[u8]) -> String {

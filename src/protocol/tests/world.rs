@@ -843,17 +843,19 @@ impl World {
             successor::Output::LeaveTakeover => {
                 self.file.shared.remove(&pid);
             }
-            successor::Output::TakeLock { generation, nonce } => {
-                let lock = if !self.lock_owner(pid) {
-                    Lock::Busy
-                } else if self.file.generation == generation && (self.file.nonce == nonce || self.file.nonce == 0) {
+            successor::Output::TakeLock { generation, nonce, bare } => {
+                let ours = self.file.generation == generation && (self.file.nonce == nonce || self.file.nonce == 0);
+                let owned = self.file.owner.is_some_and(|owner| owner != pid);
+                let lock = if owned {
+                    if ours || bare { Lock::Busy } else { Lock::Foreign }
+                } else if ours || bare || self.may_bar(pid) {
+                    self.file.owner = Some(pid);
                     let process = &self.processes[pid];
                     let lost = self.file.stateful == Some(nonce) && process.app.state && process.state != Some(true);
                     assert!(!lost, "{pid} owns without the state that was given up for it: {process:#?}");
-                    Lock::Taken
+                    Lock::Taken { generation: self.file.generation }
                 } else {
-                    self.file.owner = None;
-                    Lock::Foreign
+                    Lock::Unsettled
                 };
                 self.processes[pid].work.push_front(Work::Successor(successor::Input::Lock(lock)));
             }
@@ -957,7 +959,7 @@ impl World {
                 self.send(pid, peer as LinkId, state.into());
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
-            Output::Tell { .. } => {}
+            Output::Tell { .. } | Output::TellHistory(_) => {}
             Output::Close(peer) => self.close(pid, peer as LinkId),
             Output::JoinTakeover => {
                 self.file.shared.insert(pid);
