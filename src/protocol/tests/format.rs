@@ -154,9 +154,11 @@ fn samples() -> BTreeMap<&'static str, Message> {
         accept_queue_limit: Some(4096),
         foreign_network_namespace: None,
     };
+    let look = Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello.clone() };
     BTreeMap::from([
-        ("hello", Message::from(hello.clone())),
-        ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello }.into()),
+        ("hello", Message::from(hello)),
+        ("hello-rehearsal", look.clone().into()),
+        ("hello-hold", Hello { wants: Wants::Hold, replaces: true, ..look }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
         ("entries", Entries { entries: [web, admin, spool].map(Arc::new).to_vec() }.into()),
@@ -166,6 +168,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
         ("state", state.into()),
+        ("changed", Changed {}.into()),
         ("history", History { takeovers: vec![record] }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8 }.into()),
