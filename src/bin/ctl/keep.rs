@@ -35,6 +35,8 @@ pub(crate) fn run(global: &Global, args: &KeepArgs, printer: Printer) -> Result<
             if matches!(event, HolderEvent::Stopped | HolderEvent::Replaced) {
                 return Ok(ExitCode::SUCCESS);
             }
+            // What the start took of the program, and a change, is not needed again for long.
+            holder.trim();
         }
         while let Some(caught) = signals.next() {
             if caught.signal != Signal::SIGCHLD {

@@ -393,8 +393,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let mut seen = BTreeSet::new();
     for (name, message) in samples() {
         let word = message.word();
-        if !matches!(message, Message::Unknown(_) | Message::Descriptors(_) | Message::Confirmed(_) | Message::Done(_))
-        {
+        let empty = matches!(message, Message::Confirmed(_) | Message::Changed(_) | Message::Done(_));
+        if !empty && !matches!(message, Message::Unknown(_) | Message::Descriptors(_)) {
             check(word, &sample(name));
             seen.insert(word.to_owned());
         }
