@@ -1,4 +1,4 @@
-//! A control client: asks an owner, and changes nothing but where it asks for a stop.
+//! A control client: asks an owner, and changes nothing but where it asks for a stop or for a hold.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -10,7 +10,8 @@ use crate::connection::{Connection, Flush, Incoming};
 use crate::control::{self, Connect};
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
-use crate::protocol::message::{Ask, Message, Question};
+use crate::hold::Hold;
+use crate::protocol::message::{Ask, Message, Question, cut};
 use crate::status::Status;
 
 /// The pause before another try where the owner's queue is full: the kernel has no event for that.
@@ -104,6 +105,39 @@ impl Client {
     /// As for [`status`](Client::status).
     pub fn stop(&mut self) -> Result<()> {
         self.ask(Question::Stop)?;
+        self.done()
+    }
+
+    /// Has the owner refuse takeovers, with this reason, until [`lift`](Client::lift) or until so much time has passed;
+    /// in the place of an earlier hold, if there is one.
+    ///
+    /// A takeover that is under way is called off (its successor is told `held`, and why), unless its successor has said
+    /// that it is ready: then it is finished, and the new owner goes on with the hold. Rehearsals are not refused. The
+    /// hold is kept in memory and goes from owner to owner; it ends with the last process of the service.
+    ///
+    /// Of the reason 1,024 bytes are kept, without control characters; of the time whole milliseconds.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status): [`Error::Refused`] with `draining` by a process that is no longer the owner,
+    /// with `stopping` by one that is about to leave, with `unsupported` by one that knows no hold.
+    pub fn hold(&mut self, reason: &str, within: Option<Duration>) -> Result<()> {
+        let left_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        let reason = cut(reason.to_owned());
+        self.say(Ask { question: Question::Hold, hold: Some(Hold { reason, left_ms, ..Hold::default() }) })?;
+        self.done()
+    }
+
+    /// Has the owner refuse takeovers no longer. Where there is no hold this changes nothing.
+    ///
+    /// # Errors
+    /// As for [`hold`](Client::hold).
+    pub fn lift(&mut self) -> Result<()> {
+        self.ask(Question::Lift)?;
+        self.done()
+    }
+
+    /// Waits until what was asked for is done.
+    fn done(&mut self) -> Result<()> {
         let end = Instant::now() + self.timeout;
         loop {
             match self.receive(Some(end))? {
@@ -119,7 +153,11 @@ impl Client {
     }
 
     fn ask(&mut self, question: Question) -> Result<()> {
-        self.connection.send(&Ask { question }.into());
+        self.say(question.into())
+    }
+
+    fn say(&mut self, ask: Ask) -> Result<()> {
+        self.connection.send(&ask.into());
         let end = Instant::now() + self.timeout;
         loop {
             match self.connection.flush() {

@@ -30,7 +30,7 @@ pub struct Who {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// Stable and lower case: `busy`, `starting`, `stopping`, `version`, `stranger`, `releasing`, `draining`, ...
+    /// Stable and lower case: `busy`, `starting`, `stopping`, `version`, `stranger`, `releasing`, `draining`, `held`, ...
     pub code: String,
     /// One sentence for a person.
     #[serde(default)]
@@ -365,6 +365,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
+                ("held", after) => {
+                    let after = after.map(|ms| format!(", or try again in {}", seconds(Duration::from_millis(ms))));
+                    format!("lift the hold (ctl hold --lift){}", after.unwrap_or_default())
+                }
                 ("stopping", _) => "the service is ending: start again, as the first".to_owned(),
                 ("shortage" | "crowded", _) => {
                     "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()

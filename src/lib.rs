@@ -46,7 +46,7 @@
 //! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `guests`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `error`, `guests`, `hold`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
@@ -78,6 +78,7 @@ mod folder;
 pub mod fuzz;
 mod guests;
 mod handoff;
+mod hold;
 #[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
@@ -124,6 +125,7 @@ pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
 pub use error::{Error, NameProblem, PathProblem, Refusal, Result, Who};
 pub use handoff::{Handoff, Joining, Stopper};
+pub use hold::{Hold, Holder};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 pub use protocol::predecessor::Reason;
 pub use rehearsal::Rehearsal;

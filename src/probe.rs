@@ -81,7 +81,7 @@ pub enum Say {
 
 impl Say {
     fn message(&self) -> Message {
-        let ask = |question| Ask { question }.into();
+        let ask = |question| Ask::from(question).into();
         match self {
             Say::Hello(hello) => message::Hello {
                 min_version: hello.min_version,
@@ -92,6 +92,7 @@ impl Say {
                 wants: if hello.rehearsal { Wants::Rehearsal } else { Wants::Takeover },
                 network_namespace: None,
                 state: false,
+                hold: true,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

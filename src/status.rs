@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Who;
+use crate::hold::Hold;
 use crate::words::words;
 
 words! {
@@ -104,6 +105,9 @@ pub struct Status {
     /// The predecessor, while it still drains.
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
+    /// Why takeovers are refused for now, where they are.
+    #[serde(default)]
+    pub hold: Option<Hold>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

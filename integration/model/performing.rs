@@ -415,7 +415,7 @@ impl World {
                 process.send(peer as LinkId, Packet::Message(state.into()));
                 process.send(peer as LinkId, Packet::Descriptors { count: 1, family: None, service: None });
             }
-            Output::Tell { .. } => {}
+            Output::Tell { .. } | Output::Hold(_) => {}
             Output::Close(peer) => process.close_after_writing(peer as LinkId),
             Output::JoinTakeover => self.join_takeover(rules, pid),
             Output::LeaveTakeover => self.kernel.leave(pid),

@@ -8,6 +8,7 @@ use log::{info, warn};
 use mio::Interest;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::hold::HoldClock;
 use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Result};
@@ -176,6 +177,7 @@ impl Driver {
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
         self.predecessor = Some(predecessor);
+        self.go_on_with_hold();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }
@@ -357,6 +359,7 @@ impl Driver {
         self.manifest.clear();
         self.checks.clear();
         self.arriving = None;
+        self.hold_clock = HoldClock::default();
     }
 
     /// Tells the predecessor that the warm-up goes on.

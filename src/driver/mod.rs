@@ -10,6 +10,7 @@
 mod entries;
 mod family;
 mod folder;
+mod hold;
 mod joining;
 mod owning;
 #[cfg(feature = "systemd")]
@@ -33,6 +34,7 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
+use self::hold::HoldClock;
 use self::state::Arriving;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
@@ -191,6 +193,8 @@ pub(crate) struct Driver {
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
+    /// When a hold ends, and what was said of it before this process owned.
+    hold_clock: HoldClock,
     /// How the drain ended: whether its deadline did it, and with how many leases held.
     finished: Option<(bool, u64)>,
     /// What nobody claimed and has a path. A predecessor that comes back needs the path; and as long as the socket is
@@ -227,6 +231,7 @@ impl Driver {
             manifest: VecDeque::new(),
             dropped: Vec::new(),
             finished: None,
+            hold_clock: HoldClock::default(),
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_peer: 0,

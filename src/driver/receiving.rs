@@ -26,6 +26,7 @@ const HEADROOM: u64 = 32;
 impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        self.hear_of_hold(&message);
         let input = match message {
             Message::Descriptors(_) if self.expects_state() => return self.keep_state(descriptors),
             Message::Descriptors(count) => match self.keep(descriptors) {

@@ -22,7 +22,9 @@ impl Driver {
         if predecessor.takeover().is_none() {
             self.takeover_since = None;
         }
-        let told = format!("{phase} {} {:?} {:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        let hold = self.hold().map(|hold| (hold.since, hold.reason));
+        let told =
+            format!("{phase} {} {:?} {:?} {hold:?}", predecessor.generation(), predecessor.takeover(), self.elder);
         if told == self.told {
             return;
         }
@@ -91,6 +93,7 @@ impl Driver {
                 since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
             }),
             predecessor: self.elder.clone(),
+            hold: self.hold(),
             listener_count: listeners.len() as u32,
             listeners,
         }

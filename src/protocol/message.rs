@@ -6,6 +6,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::hold::Hold;
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
 use crate::status::{ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
@@ -64,6 +65,9 @@ pub(crate) struct Hello {
     /// It takes a [`State`], if there is one.
     #[serde(default)]
     pub(crate) state: bool,
+    /// It takes a [`Held`].
+    #[serde(default)]
+    pub(crate) hold: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -101,6 +105,9 @@ pub(crate) struct Offer {
     /// How many descriptors may be under way without an `Ack`.
     #[serde(default)]
     pub(crate) window: Option<u32>,
+    /// It takes a [`Held`], too, while it drains.
+    #[serde(default)]
+    pub(crate) hold: bool,
 }
 
 /// A part of the manifest.
@@ -207,7 +214,7 @@ pub(crate) struct Bye {
 }
 
 words! {
-    /// What a control client asks. None of these changes anything but `Stop`.
+    /// What a control client asks. None of these changes anything but `Stop`, `Hold` and `Lift`.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -215,6 +222,10 @@ words! {
         Watch = "watch",
         /// Leave without a successor.
         Stop = "stop",
+        /// Refuse takeovers, until the hold ends or is lifted.
+        Hold = "hold",
+        /// Refuse them no longer.
+        Lift = "lift",
     }
 }
 
@@ -222,6 +233,23 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Ask {
     pub(crate) question: Question,
+    /// For `Hold`. Who set it, and when, is the owner's to say.
+    #[serde(default)]
+    pub(crate) hold: Option<Hold>,
+}
+
+impl From<Question> for Ask {
+    /// One that needs no more words.
+    fn from(question: Question) -> Ask {
+        Ask { question, hold: None }
+    }
+}
+
+/// The hold of the service has changed: for the other side of a takeover that cannot be called off any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Held {
+    #[serde(default)]
+    pub(crate) hold: Option<Hold>,
 }
 
 /// A part of the listeners of a status.
@@ -342,6 +370,7 @@ messages! {
     14 Bye "bye";
     15 Abort "abort";
     16 State "state";
+    21 Held "held";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";

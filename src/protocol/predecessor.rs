@@ -7,13 +7,17 @@
 use std::time::Duration;
 
 use super::message::{
-    Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
+    Abort, Bye, Done, Draining, Held, Hello, Message, Offer, Question, Released, State, VERSIONS, Wants, cut,
 };
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::error::{Refusal, Who};
+use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::status::Phase;
+
+/// The code of a refusal during a hold.
+pub(crate) const HELD: &str = "held";
 
 /// One connection on the control socket, by a number that is never used again.
 pub(crate) type Peer = u64;
@@ -47,6 +51,10 @@ pub(crate) enum Input {
     AppResumed,
     /// The application, or somebody who may, wants this process to leave.
     Stop,
+    /// What the other side of a takeover says of the hold of the service.
+    Held(Option<Hold>),
+    /// The time of the hold is over.
+    HoldOver,
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -141,6 +149,8 @@ pub(crate) enum Output {
     StartControl,
     /// Give byte 0 back.
     Unlock,
+    /// Takeovers are refused from now on, or no longer: keep the time of it, and tell a predecessor that still drains.
+    Hold(Option<Hold>),
     /// Try to take byte 0 back; answer with [`Input::Claimed`] before anything else.
     Claim(Claim),
     Tells(Notice),
@@ -168,6 +178,8 @@ struct Heir {
     who: Who,
     /// Whether it takes the application's state.
     takes_state: bool,
+    /// Whether it can go on with a hold.
+    takes_hold: bool,
     progress: String,
 }
 
@@ -224,6 +236,8 @@ pub(crate) struct Predecessor {
     path_inode: Option<(u64, u64)>,
     window: u32,
     state: Option<StateKind>,
+    /// Takeovers are refused. How long it lasts is for the driver to know.
+    hold: Option<Hold>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
     /// A stop was asked for while a takeover was past `Ready`.
@@ -253,6 +267,7 @@ impl Predecessor {
             path_inode: None,
             window: 0,
             state: None,
+            hold: None,
             stage: Stage::Starting,
             rehearsal: None,
             stopping: false,
@@ -284,6 +299,21 @@ impl Predecessor {
     /// What the application's state is written in, where it has one.
     pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
         self.state = kind;
+    }
+
+    /// Why takeovers are refused, where they are.
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
+    /// What a predecessor has said of a hold before this process owned.
+    pub(crate) fn inherit_hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// Whether a stop was asked for.
+    pub(crate) fn is_to_stop(&self) -> bool {
+        self.stopping || matches!(self.stage, Stage::Stopping | Stage::Gone)
     }
 
     /// Whether this process holds the owner lock.
@@ -359,6 +389,9 @@ impl Predecessor {
                 }
             }
             Input::Stop => self.stop(out),
+            Input::Held(hold) => self.set_hold(hold, out),
+            // Nobody is told: each of them counts for itself.
+            Input::HoldOver => self.hold = None,
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
@@ -381,6 +414,11 @@ impl Predecessor {
                     self.stop(out);
                 }
                 // A refusal closes, and whoever was at something must not stay at it.
+                Question::Hold | Question::Lift if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, format!("{} of a successor", ask.question), out);
+                }
+                Question::Hold => self.ask_hold(peer, Some(ask.hold.unwrap_or_default()), out),
+                Question::Lift => self.ask_hold(peer, None, out),
                 Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
                     self.fault(peer, "a question that this version does not know".to_owned(), out);
                 }
@@ -419,6 +457,7 @@ impl Predecessor {
             path_inode: self.path_inode,
             state: self.state.clone(),
             window: Some(Transfer::window(self.window)),
+            hold: true,
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
@@ -427,8 +466,8 @@ impl Predecessor {
             // A real takeover never waits for a rehearsal.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-            let takes_state = hello.state;
-            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress: String::new() };
+            let (takes_state, takes_hold) = (hello.state, hello.hold);
+            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, takes_hold, progress: String::new() };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
             out.push(Output::JoinTakeover);
@@ -466,6 +505,7 @@ impl Predecessor {
                 retry_after_ms: Some(1000),
                 ..Refusal::new("busy", "another successor is at it")
             }),
+            Stage::Serving if hello.wants == Wants::Takeover && self.hold.is_some() => Err(self.held()),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
             }
@@ -544,8 +584,51 @@ impl Predecessor {
                 out.push(Output::Tells(Notice::Leave(Reason::Successor)));
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
+            // It is kept for the case that this process owns again.
+            (Stage::Leaving { .. }, Message::Held(held)) => self.set_hold(held.hold, out),
             (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
         }
+    }
+
+    /// Somebody who may wants takeovers to be refused from now on, or no longer.
+    fn ask_hold(&mut self, peer: Peer, hold: Option<Hold>, out: &mut Vec<Output>) {
+        let refusal = match &self.stage {
+            Stage::Leaving { .. } => Some(("draining", "this process is no longer the owner", Some(100))),
+            Stage::Stopping | Stage::Gone => Some(("stopping", "the owner is about to stop", Some(500))),
+            // It would be lost with this process, and it is too late to call the takeover off.
+            Stage::Released(heir) | Stage::Silent(heir) if !heir.takes_hold => {
+                Some(("unsupported", "an older version takes over at this moment, and knows no hold", None))
+            }
+            _ => None,
+        };
+        if let Some((code, message, retry_after_ms)) = refusal {
+            return out.push(Output::Refuse(peer, Refusal { retry_after_ms, ..Refusal::new(code, message) }));
+        }
+        out.push(Output::Send(peer, Done {}.into()));
+        self.set_hold(hold, out);
+        match &self.stage {
+            // What cannot be called off goes on, and the hold with it.
+            Stage::HandingOver(heir, Step::Releasing | Step::SendingState)
+            | Stage::Released(heir)
+            | Stage::Silent(heir)
+                if heir.takes_hold =>
+            {
+                out.push(Output::Send(heir.peer, Held { hold: self.hold.clone() }.into()));
+            }
+            Stage::HandingOver(..) if self.hold.is_some() => self.abort(self.held(), out),
+            _ => {}
+        }
+    }
+
+    fn set_hold(&mut self, hold: Option<Hold>, out: &mut Vec<Output>) {
+        self.hold = hold.map(|hold| Hold { reason: cut(hold.reason), ..hold });
+        out.push(Output::Hold(self.hold.clone()));
+    }
+
+    /// The refusal of a takeover while there is a hold. How long that still lasts the driver knows better.
+    fn held(&self) -> Refusal {
+        let hold = self.hold.clone().unwrap_or_default();
+        Refusal { retry_after_ms: hold.left_ms, ..Refusal::new(HELD, hold.reason) }
     }
 
     /// The application has let go of what must not run twice.

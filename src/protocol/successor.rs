@@ -228,6 +228,7 @@ impl Successor {
             wants,
             network_namespace,
             state: false,
+            hold: true,
         }
     }
 
@@ -262,7 +263,8 @@ impl Successor {
 
     fn message(&mut self, message: Message, out: &mut Vec<Output>) {
         match (&mut self.stage, message) {
-            (_, Message::Unknown(_)) => {}
+            // Whether takeovers are refused is for the driver to keep.
+            (_, Message::Unknown(_) | Message::Held(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
             (Stage::Listing { offer, entries }, Message::Entries(list)) => {

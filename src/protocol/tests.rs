@@ -2,5 +2,6 @@
 
 mod alone;
 mod format;
+mod hold;
 mod takeover;
 mod world;

@@ -4,6 +4,7 @@ use arbitrary::Arbitrary;
 
 use super::messages::decode;
 use crate::error::Refusal;
+use crate::hold::Hold;
 use crate::manifest::{Entry, Kind};
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::*;
@@ -18,6 +19,7 @@ pub(super) const ENTRIES: u32 = 3;
 pub(super) enum Says {
     Hello {
         rehearsal: bool,
+        hold: bool,
         min: u8,
         max: u8,
         other: bool,
@@ -46,6 +48,7 @@ pub(super) enum Says {
     Ask(Asks),
     Status,
     Done,
+    Held(bool),
     Descriptors(u8),
     /// Whatever these bytes mean, where they mean something.
     Bytes(u8, Vec<u8>),
@@ -57,6 +60,8 @@ pub(super) enum Asks {
     Watch,
     Stop,
     SomethingNew,
+    Hold,
+    Lift,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -87,11 +92,12 @@ impl Says {
     /// The message, if a peer that says this is understood: what the decoder refuses, no machine ever sees.
     pub(super) fn message(self) -> Option<Message> {
         let message: Message = match self {
-            Says::Hello { rehearsal, min, max, other } => Hello {
+            Says::Hello { rehearsal, hold, min, max, other } => Hello {
                 min_version: u32::from(min % 3),
                 max_version: u32::from(max % 4),
                 nonce: NONCE + u64::from(other),
                 wants: if rehearsal { Wants::Rehearsal } else { Wants::Takeover },
+                hold,
                 ..Hello::default()
             }
             .into(),
@@ -123,16 +129,20 @@ impl Says {
             Says::Bye => Bye::default().into(),
             Says::Abort(code) => Abort(code.refusal(None)).into(),
             Says::Ask(asks) => Ask {
+                hold: matches!(asks, Asks::Hold).then(Hold::default),
                 question: match asks {
                     Asks::Status => Question::Status,
                     Asks::Watch => Question::Watch,
                     Asks::Stop => Question::Stop,
                     Asks::SomethingNew => Question::Unknown,
+                    Asks::Hold => Question::Hold,
+                    Asks::Lift => Question::Lift,
                 },
             }
             .into(),
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),
+            Says::Held(holds) => Held { hold: holds.then(Hold::default) }.into(),
             Says::Descriptors(count) => return Some(Message::Descriptors(u16::from(count.max(1)))),
             Says::Bytes(kind, body) => return decode(kind, 0, 0, &body).ok(),
         };

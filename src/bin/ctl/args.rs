@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -35,7 +36,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status` and `hold` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -69,6 +70,7 @@ impl Global {
 pub(crate) enum Command {
     Check(CheckArgs),
     Handoff(HandoffArgs),
+    Hold(HoldArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -179,13 +181,48 @@ pub(crate) struct HandoffArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Refuse takeovers during an incident, with a reason; or allow them again with --lift
+///
+/// The owner refuses whoever wants to take over, and tells him the reason; `ctl upgrade` and `ctl handoff --commit` give
+/// up with it. A takeover that is under way is called off, unless the new version has said that it is ready: then it is
+/// finished, and the new owner goes on with the hold. `ctl handoff` still rehearses, and `ctl stop` still ends the
+/// service. `ctl status` shows the hold.
+///
+/// It is kept by the owner and goes on in whoever owns after it. With the last process of the service it is forgotten:
+/// one that starts anew knows nothing of it. The time of --for is counted as time that passes, so that a clock that is
+/// set does not move its end. A further hold takes the place of the one before.
+#[derive(Debug, Args)]
+#[group(id = "hold-or-lift", required = true, multiple = false, args = ["reason", "lift"])]
+#[command(after_long_help = "\
+Examples:
+  ctl hold --reason 'database migration' --for 30m
+  ctl hold --lift
+
+With --json: hold {reason, since, until, by {pid, uid}}, or null where there is none now.
+
+Exit codes: 0 done; 1 refused; 3 nobody listens; 4 no answer in time, so that the outcome is unknown.")]
+pub(crate) struct HoldArgs {
+    /// Why, for whoever is refused; of 1024 bytes at most, what is beyond is cut
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) reason: Option<String>,
+
+    /// When it ends by itself; without this it lasts until it is lifted
+    #[arg(long = "for", value_name = "DURATION", value_parser = time::parse, conflicts_with = "lift")]
+    pub(crate) within: Option<Duration>,
+
+    /// Allow takeovers again
+    #[arg(long)]
+    pub(crate) lift: bool,
+}
+
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way
 ///
 /// QUEUE is how many connections wait to be accepted, and how many may wait; the kernel tells it for TCP alone.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for}, predecessor {pid, app_version, in_flight, left}, listeners [{name, kind, address, accept_queue_length, \
+for}, predecessor {pid, app_version, in_flight, left}, \
+hold {reason, since, until, by {pid, uid}}, listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
@@ -256,6 +293,7 @@ Examples:
   ctl handoff                               rehearse a takeover; changes nothing
   ctl check                                 is the owner safe from whatever a broken successor may do?
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
+  ctl hold --reason 'disk full' --for 2h    no takeover until that is over, or ctl hold --lift
   ctl wait --drained --timeout 30s          until the old version is gone
   ctl stop                                  end the service
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Status, TakeoverStatus};
+use heirloom::{Check, DrainStatus, Entry, Hold, ListenerStatus, PredecessorInfo, Status, TakeoverStatus};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -19,6 +19,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "hold": status.hold.as_ref().map(hold),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -67,6 +68,16 @@ fn drain(drain: &DrainStatus) -> Value {
         "app_version": drain.who.app_version,
         "in_flight": drain.in_flight,
         "left": milliseconds(drain.left_ms),
+    })
+}
+
+/// Why takeovers are refused.
+pub(crate) fn hold(hold: &Hold) -> Value {
+    json!({
+        "reason": hold.reason,
+        "since": time::timestamp(hold.since),
+        "until": hold.left_ms.and_then(time::after),
+        "by": {"pid": pid(hold.by.pid), "uid": hold.by.uid},
     })
 }
 

@@ -10,6 +10,7 @@ mod completions;
 mod failure;
 mod follow;
 mod handoff;
+mod hold;
 mod json;
 mod keeper;
 mod listening;
@@ -62,6 +63,7 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Check(args) => check::run(&global, &args, printer),
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
+        Command::Hold(args) => hold::run(&global, &args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
+use crate::hold::{Hold, Holder};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
@@ -73,6 +74,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         wants: Wants::Takeover,
         network_namespace: Some(1),
         state: true,
+        hold: true,
     };
     let offer = Offer {
         version: 1,
@@ -89,6 +91,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         path_inode: Some((25, 1233)),
         state: Some(StateKind { schema: "counter".to_owned(), version: 3 }),
         window: Some(506),
+        hold: true,
     };
     let busy = Refusal {
         code: "busy".to_owned(),
@@ -104,6 +107,13 @@ fn samples() -> BTreeMap<&'static str, Message> {
         missing: vec!["old".to_owned()],
     };
     let state = State { schema: "counter".to_owned(), version: 3, length: 9, checksum: Some(0xcbf4_3926) };
+    let hold = Hold {
+        reason: "disk full".to_owned(),
+        left_ms: Some(600_000),
+        since: 1_764_000_000_000,
+        by: Holder { pid: 4300, uid: 1000 },
+    };
+    let asked = Hold { since: 0, by: Holder::default(), ..hold.clone() };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -123,6 +133,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             in_flight: Some(1),
             left_ms: Some(12_000),
         }),
+        hold: Some(hold.clone()),
         listener_count: 1,
         listeners: Vec::new(),
     };
@@ -145,15 +156,18 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
         ("state", state.into()),
+        ("held", Held { hold: Some(hold.clone()) }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8 }.into()),
         ("confirmed", Confirmed {}.into()),
         ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
         ("bye", Bye { forced: false, in_flight: 0 }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
-        ("ask-status", Ask { question: Question::Status }.into()),
-        ("ask-watch", Ask { question: Question::Watch }.into()),
-        ("ask-stop", Ask { question: Question::Stop }.into()),
+        ("ask-status", Ask::from(Question::Status).into()),
+        ("ask-watch", Ask::from(Question::Watch).into()),
+        ("ask-stop", Ask::from(Question::Stop).into()),
+        ("ask-hold", Ask { question: Question::Hold, hold: Some(asked) }.into()),
+        ("ask-lift", Ask::from(Question::Lift).into()),
         ("status", status.into()),
         ("listeners", Listeners { listeners: vec![listener] }.into()),
         ("done", Done {}.into()),
@@ -284,6 +298,10 @@ fn parse(bytes: &mut &[u8]) -> Value {
         0xcd | 0xd1 => 2,
         0xce | 0xd2 => 4,
         0xcf | 0xd3 => 8,
+        0xde => {
+            let count = length(bytes, 2);
+            return map(bytes, count);
+        }
         0xdc => {
             let count = length(bytes, 2);
             return list(bytes, count);
@@ -385,6 +403,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("socket", field(field(&entries, "entries"), "socket")),
         ("takeover", takeover),
         ("drain", field(&status, "predecessor")),
+        ("hold", field(&status, "hold")),
+        ("holder", field(field(&status, "hold"), "by")),
         ("listener", field(&listeners, "listeners")),
     ];
     for (table, value) in nested {
@@ -402,7 +422,7 @@ fn a_missing_field_is_an_error_only_where_the_table_says_so() {
         let Some(rows) = tables.get(message.word()) else { continue };
         let Value::Map(fields) = sample(name) else { panic!("{name} is not a map") };
         for row in rows {
-            let mut body = vec![0x80 | (fields.len() - 1) as u8];
+            let mut body = map_of(fields.len() - 1);
             for (key, value, _) in fields.iter().filter(|(key, _, _)| *key != row.field) {
                 body.push(0xa0 | key.len() as u8);
                 body.extend(key.as_bytes());
@@ -421,10 +441,22 @@ fn decode(kind: u8, body: &[u8]) -> Result<Message, Fault> {
     Message::decode(&Frame { header, body: body.to_vec() })
 }
 
+/// How a map of so many fields begins.
+fn map_of(count: usize) -> Vec<u8> {
+    match count as u16 {
+        few @ 0..=15 => vec![0x80 | few as u8],
+        many => [&[0xde][..], &many.to_be_bytes()].concat(),
+    }
+}
+
 /// A map of a newer version, with one more field.
 fn extended(body: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut longer = body.to_vec();
-    longer[0] += 1;
+    let (count, fields) = match body {
+        [0xde, high, low, fields @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), fields),
+        _ => (usize::from(body[0] & 0x0f), &body[1..]),
+    };
+    let mut longer = map_of(count + 1);
+    longer.extend(fields);
     longer.extend(b"\xa5newer");
     longer.extend(value);
     longer

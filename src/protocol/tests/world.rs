@@ -955,7 +955,7 @@ impl World {
                 self.send(pid, peer as LinkId, state.into());
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
-            Output::Tell { .. } => {}
+            Output::Tell { .. } | Output::Hold(_) => {}
             Output::Close(peer) => self.close(pid, peer as LinkId),
             Output::JoinTakeover => {
                 self.file.shared.insert(pid);
