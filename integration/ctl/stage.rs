@@ -23,7 +23,7 @@ use tempfile::TempDir;
 pub(crate) const CTL: &str = env!("CARGO_BIN_EXE_ctl");
 
 /// No step takes as long, on any machine; it only ends tests that would never end.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder of its own, with the path of a control socket in it.
 pub(crate) struct Place {

@@ -192,7 +192,6 @@ pub(crate) struct HandoffArgs {
 /// one that starts anew knows nothing of it. The time of --for is counted as time that passes, so that a clock that is
 /// set does not move its end. A further hold takes the place of the one before.
 #[derive(Debug, Args)]
-#[group(id = "hold-or-lift", required = true, multiple = false, args = ["reason", "lift"])]
 #[command(after_long_help = "\
 Examples:
   ctl hold --reason 'database migration' --for 30m
@@ -203,11 +202,12 @@ With --json: hold {reason, since, until, by {pid, uid}}, or null where there is 
 Exit codes: 0 done; 1 refused; 3 nobody listens; 4 no answer in time, so that the outcome is unknown.")]
 pub(crate) struct HoldArgs {
     /// Why, for whoever is refused; of 1024 bytes at most, what is beyond is cut
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", required_unless_present = "lift", conflicts_with = "lift")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) reason: Option<String>,
 
     /// When it ends by itself; without this it lasts until it is lifted
-    #[arg(long = "for", value_name = "DURATION", value_parser = time::parse, conflicts_with = "lift")]
+    #[arg(long = "for", value_name = "DURATION", value_parser = time::parse, requires = "reason", conflicts_with = "lift")]
     pub(crate) within: Option<Duration>,
 
     /// Allow takeovers again
