@@ -16,6 +16,7 @@ use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_aliv
 
 mod check;
 mod hold;
+mod rescue;
 pub(crate) mod stage;
 
 #[test]

@@ -386,7 +386,9 @@ impl Error {
             Error::LinkLost => "start again; the predecessor's log says why it closed the connection".to_owned(),
             Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),
             Error::Orphaned { pids } if pids.is_empty() => "end the process that holds the lock file open".to_owned(),
-            Error::Orphaned { .. } => "end or continue these processes, then start again".to_owned(),
+            Error::Orphaned { .. } => {
+                "end or continue these processes, then start again; or ctl rescue, to keep its listeners".to_owned()
+            }
             Error::Unresponsive { .. } => {
                 "look at that process: continue it if it is stopped (kill -CONT), or end it and start again".to_owned()
             }

@@ -43,8 +43,8 @@
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
 //! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
-//! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
+//! | 3 | `driver`, `connection`, `rescue`; `elsewhere` off Linux | the one place where protocol meets I/O |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary`, `inventory`, `wreck` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `guests`, `hold`, `manifest`, `status`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -80,6 +80,8 @@ mod guests;
 mod handoff;
 mod hold;
 #[cfg(target_os = "linux")]
+mod inventory;
+#[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
 mod lock;
@@ -94,6 +96,8 @@ mod poller;
 pub mod probe;
 pub mod protocol;
 mod rehearsal;
+#[cfg(all(feature = "ctl", target_os = "linux"))]
+pub mod rescue;
 mod serving;
 mod shared;
 mod spare;
@@ -112,6 +116,8 @@ pub mod testing;
 mod wake;
 mod wire;
 mod words;
+#[cfg(all(feature = "ctl", target_os = "linux"))]
+mod wreck;
 
 #[cfg(not(target_os = "linux"))]
 use elsewhere::{client, control, driver, folder, listener, state, sys, wake};

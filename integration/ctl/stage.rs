@@ -283,6 +283,13 @@ impl Running {
         status.code().unwrap_or_else(|| panic!("{status}"))
     }
 
+    /// Whether a signal that nobody can catch has ended it.
+    #[track_caller]
+    pub(crate) fn killed(&mut self) -> bool {
+        let status = eventually(|| self.child.try_wait().unwrap());
+        std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::SIGKILL as i32)
+    }
+
     /// The next line of its stderr.
     pub(crate) fn talk(&mut self) -> String {
         line_of(self.stderr.as_mut().unwrap())

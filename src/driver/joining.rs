@@ -164,7 +164,7 @@ impl Driver {
     }
 
     /// This process holds byte 0: from here on it is the owner's machine that decides.
-    fn become_owner(&mut self, generation: u64) {
+    pub(super) fn become_owner(&mut self, generation: u64) {
         let mut predecessor = Predecessor::new(
             generation,
             self.table.len() as u32,
@@ -409,6 +409,7 @@ impl Driver {
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
         }
+        self.inventory.is_stale();
         self.family.founder = false;
         self.owner(predecessor::Input::Ready);
         self.watch_folder();

@@ -36,7 +36,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` and `hold` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `hold` and `rescue` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -71,6 +71,7 @@ pub(crate) enum Command {
     Check(CheckArgs),
     Handoff(HandoffArgs),
     Hold(HoldArgs),
+    Rescue(RescueArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -213,6 +214,44 @@ pub(crate) struct HoldArgs {
     /// Allow takeovers again
     #[arg(long)]
     pub(crate) lift: bool,
+}
+
+/// Take the service away from an owner that is stopped or wedged: the last resort
+///
+/// An owner that answers is never touched: use `ctl upgrade` or `ctl stop` then. Where it does not answer in --timeout,
+/// this shows which process it is, in what state, and what it has. Nothing is changed without --yes.
+///
+/// With --yes its descriptors are copied and checked, it is killed (SIGKILL), and ctl owns as the next generation: without
+/// a CMD it keeps all listeners until a successor takes over; with a CMD that is started and gets them by socket
+/// activation, as with `ctl handoff --commit`. Connections that wait are not lost; those that the old process had accepted
+/// are, and so is its state. From the kill on ctl holds the only copies of the listeners, as any owner does: it must not
+/// be killed in turn before a successor serves.
+///
+/// It takes the right to trace that process: the same user, and where Yama restricts that (kernel.yama.ptrace_scope) or
+/// the process is not dumpable, root or CAP_SYS_PTRACE. Linux 5.6 or newer.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl rescue                                what would be taken from whom, and who would be ended
+  ctl rescue --yes                          keep the listeners until `ctl upgrade` or a plain start of a new version
+  ctl rescue --yes -- /usr/bin/app --flag   a program that knows socket activation goes on
+
+With --json: source {pid, state, app_version}, ends [{pid, state}], entries [{name, kind, address}]; with --yes what \
+`handoff --commit` prints comes after it.
+
+Exit codes: 0 done, or shown; 1 refused or failed; 3 nobody is left. With CMD: as `handoff --commit`.")]
+pub(crate) struct RescueArgs {
+    /// Do it: kill the owner, and own
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    /// How long CMD may finish what it has in flight once a successor serves
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = time::parse, requires = "yes")]
+    pub(crate) drain: Duration,
+
+    /// Program that gets the listeners by socket activation, and its arguments
+    #[arg(last = true, value_name = "CMD", requires = "yes")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way

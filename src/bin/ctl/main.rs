@@ -18,6 +18,7 @@ mod man;
 mod printer;
 mod program;
 mod reentry;
+mod rescue;
 mod session;
 mod signals;
 mod status;
@@ -64,6 +65,7 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
         Command::Hold(args) => hold::run(&global, &args, printer),
+        Command::Rescue(args) => rescue::run(&global, args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),
