@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::Status;
+    use crate::status::{ProbationStatus, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -42,6 +42,9 @@ pub(crate) mod driver {
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,
+        pub(crate) probation: Option<Duration>,
+        pub(crate) demands_probation: bool,
+        pub(crate) takeover_confirms: bool,
         pub(crate) drain_within: Duration,
         pub(crate) guests: Guests,
         pub(crate) allow_foreign_network_namespace: bool,
@@ -56,6 +59,7 @@ pub(crate) mod driver {
         Serving,
         Failed(Error),
         Release,
+        StandBy,
         Resume,
         Leave(Reason),
         Exit,
@@ -91,6 +95,10 @@ pub(crate) mod driver {
         generation(&;) -> u64;
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
+        check_entry(&mut; &str) -> Result<()>;
+        probation_status(&;) -> Option<ProbationStatus>;
+        confirm(&mut;) -> Result<()>;
+        give_back(&mut; &str) -> Result<()>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
@@ -457,5 +465,15 @@ pub(crate) mod sys {
     #[cfg(feature = "tokio")]
     pub(crate) fn register<T: std::os::fd::AsRawFd>(_: T) -> io::Result<tokio::io::unix::AsyncFd<T>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Error, Handoff};
+
+    #[test]
+    fn every_start_is_unsupported() {
+        assert!(matches!(Handoff::at("/run/shop/handoff.sock").start(), Err(Error::Unsupported)));
     }
 }
