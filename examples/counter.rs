@@ -10,6 +10,8 @@
 //! work: it stops at `Release`, travels as it is then, and is gone on with by whoever owns. What comes meanwhile waits in
 //! the accept queue for some microseconds.
 //!
+//! With `--probation 5m` the old version stands by for so long: `ctl rollback` brings it back with the count as it is then.
+//!
 //! What it does not do is to write to disk: should a version be killed, the one that comes after it begins where the last
 //! takeover was. A count that must survive that belongs in a file, which follows the same lock.
 

@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::Status;
+    use crate::status::{ProbationStatus, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -43,6 +43,9 @@ pub(crate) mod driver {
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,
+        pub(crate) probation: Option<Duration>,
+        pub(crate) demands_probation: bool,
+        pub(crate) takeover_confirms: bool,
         pub(crate) drain_within: Duration,
         pub(crate) guests: Guests,
         pub(crate) allow_foreign_network_namespace: bool,
@@ -57,6 +60,7 @@ pub(crate) mod driver {
         Serving,
         Failed(Error),
         Release,
+        StandBy,
         Resume,
         Leave(Reason),
         Exit,
@@ -115,6 +119,9 @@ pub(crate) mod driver {
         state_kind(&;) -> Option<&StateKind>;
         resumed(&mut;) -> Result<()>;
         stop(&mut;) -> Result<()>;
+        probation_status(&;) -> Option<ProbationStatus>;
+        confirm(&mut;) -> Result<()>;
+        give_back(&mut; &str) -> Result<()>;
         begin_drain(&mut;) -> Result<()>;
         drain_left(&;) -> Option<Duration>;
         drain_summary(&;) -> (bool, u64);
@@ -345,6 +352,30 @@ pub(crate) mod client {
         /// # Errors
         /// None: there is no such value.
         pub fn history(&mut self) -> Result<Vec<crate::history::TakeoverRecord>> {
+            match self.never {}
+        }
+
+        /// Ends the probation of the owner, forwards.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn confirm(&mut self) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Ends the probation of the owner, backwards.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn roll_back(&mut self, _: &str) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Asks the owner to stand by after its next takeover.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn want_probation(&mut self, _: Duration) -> Result<()> {
             match self.never {}
         }
 
