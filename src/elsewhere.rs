@@ -96,6 +96,10 @@ pub(crate) mod driver {
         generation(&;) -> u64;
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
+        check_entry(&mut; &str) -> Result<()>;
+        probation_status(&;) -> Option<ProbationStatus>;
+        confirm(&mut;) -> Result<()>;
+        give_back(&mut; &str) -> Result<()>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
@@ -489,5 +493,15 @@ pub(crate) mod sys {
     #[cfg(feature = "tokio")]
     pub(crate) fn register<T: std::os::fd::AsRawFd>(_: T) -> io::Result<tokio::io::unix::AsyncFd<T>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Error, Handoff};
+
+    #[test]
+    fn every_start_is_unsupported() {
+        assert!(matches!(Handoff::at("/run/shop/handoff.sock").start(), Err(Error::Unsupported)));
     }
 }

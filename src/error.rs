@@ -397,7 +397,6 @@ impl Error {
                 ("shortage" | "crowded", _) => {
                     "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
                 }
-                ("barred", _) => "continue or end the process that holds the lock file, then try again".to_owned(),
                 ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),

@@ -340,6 +340,7 @@ fn each_rule_is_needed_by_three() {
     breaks(PatienceWithoutEnd, p::STOPPED, |rules| chain(rules, Budget { stops: 1, ..FEW }));
     breaks(OvertakenLetsGo, p::LISTENS, |rules| three(rules, FEW));
     breaks(OvertakenTakesAll, p::GAP, |rules| three(rules, FEW));
-    breaks(OffersWithoutByte1, p::GAP, |rules| chain(rules, Budget { kills: 0, stops: 1, ..FEW }));
+    breaks(TakeoverNotAwaited, p::GAP, |rules| chain(rules, Budget { kills: 0, stops: 1, ..FEW }));
+    breaks(ChangeUnnoticed, p::GAP, |rules| chain(rules, Budget { kills: 0, stops: 1, ..FEW }));
     breaks(WaitsForOthers, p::STOPPED, |rules| three(rules, Budget { stops: 1, deadlines: 2, ..FEW }));
 }

@@ -32,8 +32,10 @@ pub(super) enum Mutation {
     OvertakenLetsGo,
     /// It owns where nobody does, although others are at it.
     OvertakenTakesAll,
-    /// An owner who cannot share byte 1 offers all the same.
-    OffersWithoutByte1,
+    /// Who takes byte 1 does not wait for a takeover that the file names.
+    TakeoverNotAwaited,
+    /// Who held byte 1 does not look whether others have gone on without it.
+    ChangeUnnoticed,
     /// A successor waits for others at it as long as they are.
     WaitsForOthers,
     /// The parties of a takeover do not share byte 1.
@@ -176,7 +178,8 @@ pub(super) fn outputs(off: Option<Mutation>, world: &mut World, pid: u8, work: &
         | Mutation::NothingCompared
         | Mutation::OvertakenLetsGo
         | Mutation::OvertakenTakesAll
-        | Mutation::OffersWithoutByte1
+        | Mutation::TakeoverNotAwaited
+        | Mutation::ChangeUnnoticed
         | Mutation::Byte1NotShared
         | Mutation::NoPatience
         | Mutation::WorkGoesOn

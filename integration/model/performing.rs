@@ -471,47 +471,61 @@ impl World {
         if !self.process(pid).lock {
             return self.process_mut(pid).claim_answer(Found::Held);
         }
+        let file = self.kernel.file();
         let next = match claim {
             // Of a probation, which no application of these has asked for.
             Claim::StandBy(_) => return self.process_mut(pid).claim_answer(Found::Held),
-            Claim::Bare => Reclaim::Take { claim, barred: false },
-            Claim::Exclusive if rules.off == Some(Mutation::NoPatience) => Reclaim::Take { claim, barred: false },
-            Claim::Exclusive => Reclaim::Bar,
-            Claim::Shared if self.kernel.generation == generation => Reclaim::Take { claim, barred: false },
-            Claim::Shared => Reclaim::Leave,
+            Claim::Bare => Reclaim::Take { claim, file: None },
+            Claim::Exclusive if rules.off == Some(Mutation::NoPatience) => Reclaim::Take { claim, file: None },
+            Claim::Exclusive => self.before_byte_1(rules, file),
+            Claim::Shared if file.0 == generation => Reclaim::Take { claim, file: None },
+            Claim::Shared => Reclaim::Leave { file },
         };
         self.process_mut(pid).first([Op::Reclaim(next)]);
+    }
+
+    /// Where a takeover of others is under way, it has its time.
+    fn before_byte_1(&self, rules: &Rules, file: (u64, u64)) -> Reclaim {
+        let waits = file.1 != 0 && rules.off != Some(Mutation::TakeoverNotAwaited);
+        if waits { Reclaim::Look } else { Reclaim::Bar { file } }
     }
 
     fn reclaim(&mut self, rules: &Rules, pid: Pid, reclaim: Reclaim) {
         let generation = self.process(pid).generation();
         let next = match reclaim {
-            Reclaim::Leave => {
+            Reclaim::Leave { file } => {
                 self.kernel.leave(pid);
-                Reclaim::Bar
+                self.before_byte_1(rules, file)
             }
-            Reclaim::Bar if self.kernel.bar(pid) => Reclaim::Take { claim: Claim::Exclusive, barred: true },
-            Reclaim::Bar => Reclaim::Look,
+            Reclaim::Bar { file } if self.kernel.bar(pid) => {
+                Reclaim::Take { claim: Claim::Exclusive, file: Some(file) }
+            }
+            Reclaim::Bar { .. } => Reclaim::Look,
             Reclaim::Look => {
                 let owned = self.kernel.owner.is_some_and(|owner| owner != pid);
                 let found = if owned { Found::Held } else { Found::Barred };
                 self.process_mut(pid).followed = owned;
                 return self.process_mut(pid).claim_answer(found);
             }
-            Reclaim::Take { claim, barred } => match (self.take_owner(pid), barred) {
-                (taken, true) => Reclaim::Unbar { taken },
-                (true, false) => Reclaim::Compare { claim },
-                (false, false) => return self.process_mut(pid).claim_answer(Found::Held),
+            Reclaim::Take { claim, file } => match (self.take_owner(pid), file) {
+                (taken, Some(file)) => Reclaim::Unbar { taken, file },
+                (true, None) => Reclaim::Compare { claim, file: None },
+                (false, None) => return self.process_mut(pid).claim_answer(Found::Held),
             },
-            Reclaim::Unbar { taken } => {
+            Reclaim::Unbar { taken, file } => {
                 self.kernel.leave(pid);
                 if !taken {
                     return self.process_mut(pid).claim_answer(Found::Held);
                 }
-                Reclaim::Compare { claim: Claim::Exclusive }
+                Reclaim::Compare { claim: Claim::Exclusive, file: Some(file) }
             }
-            Reclaim::Compare { claim: Claim::Shared } if self.kernel.generation != generation => Reclaim::GiveBack,
-            Reclaim::Compare { claim } => {
+            Reclaim::Compare { claim: Claim::Shared, .. } if self.kernel.generation != generation => Reclaim::GiveBack,
+            Reclaim::Compare { file: Some(file), .. }
+                if file != self.kernel.file() && rules.off != Some(Mutation::ChangeUnnoticed) =>
+            {
+                Reclaim::GiveBack
+            }
+            Reclaim::Compare { claim, .. } => {
                 self.keep_owner(pid, claim == Claim::Bare);
                 let mut found = self.kernel.generation;
                 if rules.off == Some(Mutation::ResumeKeepsTheGeneration) {

@@ -76,19 +76,27 @@ pub(super) enum Commit {
 /// A predecessor takes byte 0 back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reclaim {
-    Leave,
-    Bar,
+    Leave {
+        file: (u64, u64),
+    },
+    /// What the file said is known before byte 1 is taken.
+    Bar {
+        file: (u64, u64),
+    },
     /// Byte 1 was not to be had: is byte 0 held?
     Look,
+    /// With byte 1 in hand, where the file is named.
     Take {
         claim: Claim,
-        barred: bool,
+        file: Option<(u64, u64)>,
     },
     Unbar {
         taken: bool,
+        file: (u64, u64),
     },
     Compare {
         claim: Claim,
+        file: Option<(u64, u64)>,
     },
     GiveBack,
 }

@@ -159,11 +159,7 @@ impl World {
                 self.settle_down(rules, pid);
             }
             Action::StepWithoutByte1(pid) => {
-                let op = self.process_mut(pid).todo.pop_front();
-                let offers = op == Some(Op::Predecessor(predecessor::Output::JoinTakeover));
-                if offers && rules.off != Some(Mutation::OffersWithoutByte1) {
-                    self.process_mut(pid).owner(predecessor::Input::Unable(Refusal::new("barred", "")));
-                }
+                self.process_mut(pid).todo.pop_front();
                 self.settle_down(rules, pid);
             }
             Action::Event(pid, event) => {

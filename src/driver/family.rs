@@ -180,11 +180,17 @@ impl Family {
         }
         // The shared lock on byte 1 is this process's part in its own takeover. Once the successor has owned that is over:
         // kept, it would bar everybody else who is to take the lock back, and be barred by theirs.
-        let shared = claim == Claim::Shared && lock.read()?.generation == generation;
+        let before = lock.read()?;
+        let shared = claim == Claim::Shared && before.generation == generation;
         if claim == Claim::Shared && !shared {
             lock.leave_takeover()?;
         }
         let barred = claim != Claim::Bare && !shared;
+        // A takeover of others is under way, or was: they have the time of a commit. They may be at it without byte 1, where
+        // somebody was stopped with it in hand.
+        if barred && before.nonce != 0 {
+            return Ok(if lock.is_owned_elsewhere()? { Found::Held } else { Found::Barred });
+        }
         if barred && !lock.bar_takeovers()? {
             return Ok(if lock.is_owned_elsewhere()? { Found::Held } else { Found::Barred });
         }
@@ -195,8 +201,12 @@ impl Family {
         if !taken? {
             return Ok(Found::Held);
         }
-        // Where the successor has owned between the look and the lock, and hands over, the next look is another one.
-        let kept = keep(lock, |found| !shared || found.generation == generation)?;
+        // Where somebody has owned or offered between the look and the lock, the next look is another one.
+        let kept = keep(lock, |found| match (shared, barred) {
+            (true, _) => found.generation == generation,
+            (_, true) => found == before,
+            _ => true,
+        })?;
         Ok(kept.map_or(Found::Barred, Found::Free))
     }
 

@@ -118,7 +118,7 @@ impl Driver {
     }
 
     /// The processes that have the lock file open.
-    pub(super) fn lock_holders(&self) -> Vec<u32> {
+    fn lock_holders(&self) -> Vec<u32> {
         lock::open_existing(&lock_path(&self.settings.path)).map(|file| lock::holders(&file)).unwrap_or_default()
     }
 
@@ -233,10 +233,7 @@ impl Driver {
                     let room = room.map_err(|error| self.withdraw_for(error));
                     self.answer(Work::Successor(successor::Input::Reserved(room)));
                 }
-                successor::Output::JoinTakeover => {
-                    // Without it the commit still needs byte 0, and compares the file.
-                    self.join_takeover();
-                }
+                successor::Output::JoinTakeover => self.join_takeover(),
                 successor::Output::LeaveTakeover => {
                     if let Err(error) = self.family.leave_takeover() {
                         warn!("cannot leave the takeover lock: {error}");

@@ -172,13 +172,8 @@ impl Driver {
                     }
                     self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
-                    if !self.join_takeover() {
-                        // Without it a third process could win between the unlock and the commit.
-                        let holders = self.lock_holders();
-                        let who = if holders.is_empty() { String::new() } else { format!(" (one of {holders:?})") };
-                        let what = format!("a process that is stopped{who} holds the takeover lock");
-                        self.owner(predecessor::Input::Unable(Refusal::new("barred", what)));
-                    }
+                    // Where somebody was stopped with it in hand: he will find the nonce in the file changed.
+                    self.join_takeover();
                     self.manager_hears_offer();
                     self.may_be_given_back();
                 }
@@ -223,14 +218,13 @@ impl Driver {
         }
     }
 
-    /// Takes byte 1 shared; `false` where that is not to be had.
-    pub(super) fn join_takeover(&mut self) -> bool {
+    /// Takes byte 1 shared, where that is to be had.
+    pub(super) fn join_takeover(&mut self) {
         match self.family.join_takeover() {
-            Ok(true) => return true,
+            Ok(true) => {}
             Ok(false) => warn!("the takeover lock is held exclusively by a process that does not let go"),
             Err(error) => warn!("cannot join the takeover lock: {error}"),
         }
-        false
     }
 
     fn record(&mut self, generation: u64, nonce: u64) {
