@@ -335,7 +335,7 @@ fn each_rule_is_needed_by_three() {
     breaks(ControlStaysOpen, p::ACTS, |rules| three(rules, FEW));
     breaks(GivesUpWithoutALook, p::LISTENS, |rules| three(rules, Budget { deadlines: 2, ..FEW }));
     breaks(MissedReleaseForgotten, p::EXCLUSIVE, |rules| three(Rules { exclusive: true, ..rules }, FEW));
-    breaks(Byte1NotShared, p::GAP, |rules| chain(rules, FEW));
+    breaks(Byte1NotShared, p::GAP, |rules| three(rules, FEW));
     breaks(NoPatience, p::GAP, |rules| chain(rules, FEW));
     breaks(PatienceWithoutEnd, p::STOPPED, |rules| chain(rules, Budget { stops: 1, ..FEW }));
     breaks(OvertakenLetsGo, p::LISTENS, |rules| three(rules, FEW));
