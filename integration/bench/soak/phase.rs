@@ -113,7 +113,12 @@ impl Phase {
             Kind::Resumes => Some(Anchor::cast(stage.lines()).await?),
             Kind::Takeovers | Kind::Withdrawals => None,
         };
-        for _ in 0..rounds {
+        // What is kept of each takeover is bounded, and is full after these: only then can anything be said to grow.
+        let settling = if self.kind == Kind::Takeovers { HISTORY } else { 0 };
+        for round in 0..settling + rounds {
+            if round == settling {
+                self.figures = Figures::default();
+            }
             self.load()?.takeover_begins();
             match self.kind {
                 Kind::Takeovers => self.takeover(stage, service).await?,
@@ -123,7 +128,9 @@ impl Phase {
             let latencies = self.load()?.takeover_ends();
             self.look(stage, &latencies).await?;
             self.figures.end_round();
-            bar.inc(1);
+            if round >= settling {
+                bar.inc(1);
+            }
         }
         if let Some(anchor) = anchor {
             anchor.weigh().await?;
@@ -297,3 +304,6 @@ const HEAP_WITHIN: f64 = 4096.0;
 /// How much an owner's memory may grow in a phase, in KiB: the allocator touches one more page now and then where nothing
 /// is kept. The heap is the finer measure.
 const MEMORY_WITHIN: f64 = 256.0;
+
+/// How many takeovers an owner remembers: `ctl history` shows them.
+const HISTORY: u32 = 32;
