@@ -116,6 +116,10 @@ pub(crate) mod driver {
         admit_passed(&mut; &str) -> Option<Outcome>;
         passed_of(&; &Kind) -> Vec<String>;
         clear_way(&mut; &dyn Fn(SocketAddr) -> bool) -> bool;
+        form_group(&mut; &str, usize, usize) -> ();
+        is_grouped(&; &str) -> bool;
+        cannot_grow(&mut; &Kind, &str, usize, SocketAddr) -> Option<String>;
+        others_beside(&; &Kind, BorrowedFd<'_>) -> std::io::Result<usize>;
         released_with(&mut; Snapshot) -> Result<()>;
         keeps(&mut; &str) -> Result<()>;
         take_state(&mut; &str, RangeInclusive<u32>) -> Option<State>;

@@ -50,6 +50,7 @@ impl Driver {
                 if bye.stays && self.elder.take().is_some() {
                     // What else its process does is no part of a drain.
                     self.remove_dropped();
+                    self.steer_groups();
                 }
                 return;
             }
