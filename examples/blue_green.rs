@@ -14,16 +14,14 @@
 //! A deploy tool of your own needs far less: start the new version, and wait until it serves. What is here beyond that
 //! is the load, and the proof.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use crate::args::ServerArgs;
@@ -42,6 +40,8 @@ mod clock;
 mod failure;
 #[path = "support/fleet.rs"]
 mod fleet;
+#[path = "support/lifeline.rs"]
+mod lifeline;
 #[path = "support/load.rs"]
 mod load;
 #[path = "support/report.rs"]
@@ -285,10 +285,10 @@ async fn serve(server: ServerArgs) -> ExitCode {
     let stop = async {
         tokio::select! {
             () = async_signals::signalled() => {}
-            () = orphaned() => {}
+            () = lifeline::orphaned() => {}
         }
     };
-    failure::exit_code("blue_green", service::serve(&server, stop, tell).await)
+    failure::exit_code("blue_green", service::serve(&server, server.handoff(), stop, tell).await)
 }
 
 /// Tells the deploy tool of a step, with the time at which it happened.
@@ -298,23 +298,6 @@ fn tell(step: service::Step) {
     line["at_us"] = json!(u64::try_from(clock::now().as_micros()).unwrap_or(u64::MAX));
     // Nobody reads it where the deploy tool is gone: the end of its lifeline is what this process acts on.
     let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// Ends when the deploy tool has let go of this process's standard input, or is dead.
-async fn orphaned() {
-    let stdin = io::stdin().as_fd().try_clone_to_owned();
-    let Ok(pipe) = stdin.and_then(pipe::Receiver::from_owned_fd) else {
-        // Started by hand, so it ends by hand.
-        return std::future::pending().await;
-    };
-    let mut byte = [0];
-    while pipe.readable().await.is_ok() {
-        match pipe.try_read(&mut byte) {
-            Ok(0) => return,
-            Err(error) if error.kind() != ErrorKind::WouldBlock => return,
-            _ => {}
-        }
-    }
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 no request failed and every version left well; 1 otherwise; 2 usage.";

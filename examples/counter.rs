@@ -10,6 +10,8 @@
 //! work: it stops at `Release`, travels as it is then, and is gone on with by whoever owns. What comes meanwhile waits in
 //! the accept queue for some microseconds.
 //!
+//! With `--probation 5m` the old version stands by for so long: `ctl rollback` brings it back with the count as it is then.
+//!
 //! What it does not do is to write to disk: should a version be killed, the one that comes after it begins where the last
 //! takeover was. A count that must survive that belongs in a file, which follows the same lock.
 
@@ -100,7 +102,10 @@ fn count_on(serving: &mut Serving, listener: &TcpListener, count: &mut Count) ->
                     counting = false;
                     hand_on(serving, count)?;
                 }
-                Event::Resume => counting = true,
+                Event::Resume => {
+                    counting = true;
+                    take_back(serving, count);
+                }
                 Event::Leave(reason) => {
                     // Nobody comes after a stop: who waits gets a number before the listener closes.
                     while reason == Reason::Stopped && give_one(listener, count)? {}
@@ -120,6 +125,16 @@ fn count_on(serving: &mut Serving, listener: &TcpListener, count: &mut Count) ->
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+/// Where a successor on probation has given the service back, it has given its count back as well.
+fn take_back(serving: &mut Serving, count: &mut Count) {
+    let (schema, version) = SCHEMA;
+    match serving.take_state(schema, 1..=version).map(|state| state.decode()) {
+        Some(Ok(theirs)) => *count = theirs,
+        Some(Err(error)) => serving.starts_cold(&error.to_string()),
+        None => {}
     }
 }
 

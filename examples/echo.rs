@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use heirloom::mio::Listener;
-use heirloom::{Drained, Draining, Event, Lease, Reason, Serving};
+use heirloom::{Drained, Draining, Event, Lease, Serving};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
@@ -143,7 +143,7 @@ impl Echo {
         while let Some(event) = serving.process()? {
             match event {
                 Event::Leave(reason) => {
-                    if reason != Reason::Successor {
+                    if !reason.is_served() {
                         // Nobody comes after this process: what waits in the queue is served before it closes.
                         self.accept(serving)?;
                     }

@@ -20,9 +20,11 @@
 //!
 //! `support/service.rs` is the server; `blue_green` puts it under load.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::sync::watch;
 
 #[path = "support/args.rs"]
 mod args;
@@ -43,12 +45,36 @@ mod shortage;
 struct Cli {
     #[command(flatten)]
     server: args::ServerArgs,
+
+    /// Once another version serves, do nothing until SIGTERM or Ctrl-C: for Kubernetes, which starts again whatever ends
+    #[arg(long)]
+    linger: bool,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     env_logger::init();
-    let Cli { server } = Cli::parse();
-    let tell = |step| console::say(&server.app_version, step);
-    failure::exit_code("http", service::serve(&server, async_signals::signalled(), tell).await)
+    let Cli { server, linger } = Cli::parse();
+    let told_to_leave = watch::Sender::new(false);
+    let (mut stop, mut leave) = (told_to_leave.subscribe(), told_to_leave.subscribe());
+    tokio::spawn(async move {
+        async_signals::signalled().await;
+        told_to_leave.send_replace(true);
+    });
+    let replaced = Cell::new(false);
+    let tell = |step| {
+        if let service::Step::Leaving { successor } = step {
+            replaced.set(successor);
+        }
+        console::say(&server.app_version, step);
+    };
+    let stopped = async move {
+        let _ = stop.wait_for(|told| *told).await;
+    };
+    let end = service::serve(&server, server.handoff().process_stays(linger), stopped, tell).await;
+    if linger && end.is_ok() && replaced.get() {
+        // Nothing of the service is held any more: started again, this version would take it back.
+        let _ = leave.wait_for(|told| *told).await;
+    }
+    failure::exit_code("http", end)
 }

@@ -349,6 +349,7 @@ impl Actor {
             .exclusive(self.option("exclusive"))
             .systemd(self.option("systemd"))
             .allow_shared_folder(self.option("allow_shared_folder"))
+            .process_stays(self.option("process_stays"))
             .allow_foreign_network_namespace(self.option("allow_foreign_network_namespace"));
         if let Some(schema) = command["state"]["schema"].as_str() {
             handoff = handoff.state(schema, command["state"]["version"].as_u64().unwrap_or(1) as u32);
@@ -414,6 +415,22 @@ impl Actor {
             _ => panic!("neither starting nor serving"),
         };
         let claim = with_options(claim, wanted);
+        let size = wanted["size"].as_u64().unwrap_or(1) as usize;
+        match wanted["kind"].as_str().unwrap() {
+            "tcp-group" => {
+                let group = claim.tcp_group(address, size)?;
+                let sockets = group.sockets().iter().cloned().map(Claimed::Tcp).enumerate();
+                self.claimed.extend(sockets.map(|(index, socket)| (format!("{name}#{index}"), socket)));
+                return Ok(json!(group.members().len()));
+            }
+            "udp-group" => {
+                let group = claim.udp_group(address, size)?;
+                let sockets = group.sockets().iter().cloned().map(Claimed::Udp).enumerate();
+                self.claimed.extend(sockets.map(|(index, socket)| (format!("{name}#{index}"), socket)));
+                return Ok(json!(group.members().len()));
+            }
+            _ => {}
+        }
         let claimed = match wanted["kind"].as_str().unwrap() {
             "tcp" => Claimed::Tcp(claim.tcp(address)?),
             "udp" => Claimed::Udp(claim.udp(address)?),
@@ -821,10 +838,33 @@ fn with_options<'a>(mut claim: Claim<'a>, wanted: &Value) -> Claim<'a> {
     if let Some(bits) = wanted["mode"].as_u64() {
         claim = claim.mode(bits as u32);
     }
+    if let Some(retries) = wanted["syn_retries"].as_u64() {
+        claim = claim.configure(move |socket| set_syn_retries(socket, retries as i32));
+    }
     if let Some(bytes) = wanted["receive_buffer"].as_u64() {
         claim = claim.configure(move |socket| socket2::SockRef::from(&socket).set_recv_buffer_size(bytes as usize));
     }
     claim
+}
+
+/// `TCP_SYNCNT`: how often the kernel answers a client again that does not finish its handshake.
+#[allow(unsafe_code, reason = "no crate at hand has this option")]
+fn set_syn_retries(socket: BorrowedFd<'_>, retries: i32) -> std::io::Result<()> {
+    use nix::libc;
+    if socket2::SockRef::from(&socket).r#type()? != socket2::Type::STREAM {
+        return Ok(());
+    }
+    // SAFETY: `retries` is readable for its size.
+    let done = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::IPPROTO_TCP,
+            libc::TCP_SYNCNT,
+            (&raw const retries).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// What a program that this process executes inherits, as it tells itself.

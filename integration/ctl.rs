@@ -575,6 +575,92 @@ fn a_new_version_that_dies_right_after_its_commit_is_a_failure() {
     service.place.status_where(|status| status.pid == std::process::id());
 }
 
+/// An upgrade to a keeper, with a probation.
+fn on_probation(service: &Service, more: &[&str]) -> Run {
+    let upgrade = ["--json", "upgrade", "--probation", "10m"];
+    service.run(&[&upgrade, more, &["--", CTL, "handoff", "--commit"]].concat())
+}
+
+#[test]
+fn a_new_version_on_probation_is_confirmed() {
+    let service = Service::start();
+    let run = service.run(&["--json", "confirm"]);
+    assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("no-probation")));
+    let run = on_probation(&service, &[]);
+    assert_eq!(run.code, 0, "{}", run.stdout);
+    let done = run.json();
+    assert_eq!((&done["probation"]["pid"], &done["checks"]), (&json!(std::process::id()), &json!(0)));
+    let status = service.json(&["status"]);
+    assert_eq!(status["probation"]["pid"], std::process::id());
+    assert_eq!((&status["probation"]["overdue"], &status["predecessor"]), (&json!(false), &Value::Null));
+    let text = service.run(&["status"]).stdout;
+    assert!(text.contains("(version one) stands by, ") && text.contains(" left\n"), "{text}");
+    let late = service.run(&["--timeout", "200ms", "wait", "--drained"]);
+    assert_eq!(late.code, 1, "the one that stands by is not gone");
+    let run = service.run(&["--json", "confirm"]);
+    assert_eq!((run.code, run.json()["confirmed"].clone()), (0, json!(true)));
+    assert_eq!(run.json()["owner"]["generation"], 2);
+    assert_eq!(service.run(&["wait", "--drained"]).code, 0);
+    assert_eq!(service.json(&["status"])["probation"], Value::Null);
+    assert_eq!(service.run(&["stop"]).code, 0);
+}
+
+#[test]
+fn a_new_version_on_probation_is_rolled_back() {
+    let service = Service::start();
+    assert_eq!(on_probation(&service, &[]).code, 0);
+    let run = service.run(&["--json", "rollback", "--reason", "too slow"]);
+    let done = run.json();
+    assert_eq!((run.code, &done["rolled_back"]), (0, &json!(true)), "{done}");
+    assert_eq!((&done["from"]["generation"], &done["to"]["generation"]), (&json!(2), &json!(3)));
+    assert_eq!(done["to"]["pid"], std::process::id());
+    assert_eq!((service.status().generation, service.visit()), (3, "one".to_owned()));
+    let run = service.run(&["--json", "rollback"]);
+    assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("no-probation")));
+    assert_eq!(service.run(&["rollback"]).code, 1);
+}
+
+#[test]
+fn an_upgrade_with_a_check_waits_until_the_new_version_is_confirmed() {
+    let service = Service::start();
+    let upgrade = ["--json", "upgrade", "--probation", "1500ms", "--check", "test -S \"$HEIRLOOM_SOCKET\""];
+    let run = service.run(&[&upgrade[..], &["--", CTL, "handoff", "--commit"]].concat());
+    let done = run.json();
+    assert_eq!(run.code, 0, "{done}");
+    assert!(done["checks"].as_u64().unwrap() >= 1, "{done}");
+    assert_eq!((&done["probation"], &done["to"]["generation"]), (&Value::Null, &json!(2)));
+    assert!(done["steps"].as_array().unwrap().iter().any(|step| step["step"] == "probation"), "{done}");
+    assert_eq!(service.run(&["wait", "--drained"]).code, 0);
+    assert_eq!(service.run(&["stop"]).code, 0);
+}
+
+#[test]
+fn an_upgrade_whose_check_fails_is_rolled_back() {
+    let service = Service::start();
+    let run = on_probation(&service, &["--check", "echo starting >&2; echo no answer >&2; exit 3"]);
+    let error = run.json()["error"].clone();
+    assert_eq!((run.code, &error["code"]), (1, &json!("check")), "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("the check ended with code 3: no answer"), "{message}");
+    assert!(message.contains("serves again as generation 3"), "{message}");
+    assert_eq!((service.status().generation, service.visit()), (3, "one".to_owned()));
+}
+
+#[test]
+fn an_upgrade_whose_new_version_dies_on_probation_is_a_failure() {
+    let service = Service::start();
+    let pid = service.place.path("pid");
+    let script = format!("echo $$ > {}; exec {CTL} handoff --commit", pid.display());
+    let check = format!("kill -9 $(cat {})", pid.display());
+    let upgrade = ["--json", "upgrade", "--probation", "10m", "--check", &check, "--", "sh", "-c", &script];
+    let run = service.run(&upgrade);
+    let error = run.json()["error"].clone();
+    assert_eq!((run.code, &error["code"]), (1, &json!("ended")), "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("SIGKILL on probation") && message.contains("serves again"), "{message}");
+    assert_eq!((service.status().generation, service.visit()), (3, "one".to_owned()));
+}
+
 #[test]
 fn wait_for_a_service_that_comes_later() {
     let place = Place::new();

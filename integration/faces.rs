@@ -26,6 +26,40 @@ fn serve(scene: &Scene, version: &str) -> (Serving, Arc<std::net::TcpListener>) 
     (starting.ready().unwrap(), web)
 }
 
+/// The loop of a program that knows nothing of probations.
+#[test]
+fn blocking_accept_waits_while_its_process_stands_by() {
+    let scene = Scene::new();
+    let (mut first, web) = serve(&scene, "1");
+    let address = web.local_addr().unwrap();
+    let serving = thread::spawn(move || {
+        while let Some((mut stream, _)) = first.accept(&web).unwrap() {
+            stream.write_all(first.generation().to_string().as_bytes()).unwrap();
+        }
+        assert_eq!(first.left(), Some(Reason::Stopped));
+        assert!(matches!(first.drain().unwrap(), Drained::Done(_)));
+    });
+    let mut starting = handoff(&scene, "2").probation(Duration::from_secs(600)).start().unwrap();
+    let web = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+    let mut second = starting.ready().unwrap();
+    assert!(second.probation().is_some());
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let client = thread::spawn(move || ask(address));
+        let (mut stream, _) = second.accept(&web).unwrap().unwrap();
+        stream.write_all(b"2").unwrap();
+        clients.push(client);
+    }
+    assert!(clients.into_iter().all(|client| client.join().unwrap() == "2"), "the one that stands by accepts nothing");
+    second.give_back("test").unwrap();
+    assert_eq!(second.wait().unwrap(), Event::Leave(Reason::RolledBack));
+    assert!(matches!(second.drain().unwrap(), Drained::Done(_)));
+    assert_eq!(ask(address), "3");
+    let mut client = heirloom::Client::connect(scene.control(), PATIENCE).unwrap();
+    client.stop().unwrap();
+    serving.join().unwrap();
+}
+
 fn ask(address: std::net::SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -530,6 +564,59 @@ mod with_tokio {
         stopper.stop();
         assert_eq!(within(server).await.unwrap().len(), 2);
         assert!(!within(running).await.unwrap().unwrap().forced);
+    }
+
+    #[tokio::test]
+    async fn an_incoming_waits_while_its_process_stands_by() {
+        let scene = Scene::new();
+        let (first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let (life, stopper) = (first.life(), first.stopper());
+        let server = tokio::spawn(framework(first.incoming(&web), life.clone()));
+        let running = tokio::spawn(first.run());
+        let mut idle = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        assert_eq!(line(&mut idle).await, "1");
+
+        let probation = handoff(&scene, "2").probation(Duration::from_secs(600));
+        let mut starting = within(start(probation)).await.unwrap();
+        let other = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+        let mut second = within(starting.ready()).await.unwrap();
+        let asking = tokio::spawn(ask(address));
+        let (mut stream, _) = within(second.accept(&other)).await.unwrap().unwrap();
+        stream.write_all(b"two").await.unwrap();
+        drop(stream);
+        assert_eq!(within(asking).await.unwrap(), "two");
+        assert!(waits(life.leaving()).await && life.left().is_none(), "it only stands by");
+
+        second.inner().give_back("test").unwrap();
+        assert_eq!(within(second.until_left()).await.unwrap(), Reason::RolledBack);
+        assert!(!within(second.run()).await.unwrap().forced);
+        let mut again = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        assert_eq!(line(&mut again).await, "3");
+        stopper.stop();
+        assert_eq!(within(server).await.unwrap().len(), 2);
+        assert!(!within(running).await.unwrap().unwrap().forced);
+    }
+
+    /// The loop of a program that knows nothing of probations.
+    #[tokio::test]
+    async fn accept_waits_while_its_process_stands_by() {
+        let scene = Scene::new();
+        let (mut first, web) = serve(&scene, "1").await;
+        let address = web.local_addr().unwrap();
+        let old = tokio::spawn(async move {
+            let (mut stream, _) = within(first.accept(&web)).await.unwrap().unwrap();
+            stream.write_all(first.generation().to_string().as_bytes()).await.unwrap();
+        });
+        let probation = handoff(&scene, "2").probation(Duration::from_secs(600));
+        let mut starting = within(start(probation)).await.unwrap();
+        let other = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+        let mut second = within(starting.ready()).await.unwrap();
+        assert!(second.inner().probation().is_some());
+        let asking = tokio::spawn(ask(address));
+        drop((second, other));
+        assert_eq!(within(asking).await.unwrap(), "3");
+        within(old).await.unwrap();
     }
 
     #[tokio::test]

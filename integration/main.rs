@@ -7,6 +7,7 @@
 
 mod actor;
 mod bad_input;
+mod compared;
 mod ctl;
 mod descriptors;
 mod entries;
@@ -15,6 +16,7 @@ mod faces;
 mod failure;
 mod first_process;
 mod gauge;
+mod groups;
 mod history;
 mod hostile;
 mod impostor;
@@ -25,6 +27,7 @@ mod limits;
 mod log;
 mod matrix;
 mod namespaces;
+mod parity;
 mod peer;
 mod peers;
 mod probation;

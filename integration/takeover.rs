@@ -409,3 +409,24 @@ fn a_rehearsal_with_nobody_there_says_so() {
     assert_eq!(error.code(), "nobody");
     assert_eq!(std::fs::read_dir(scene.folder()).unwrap().count(), 0, "it left nothing");
 }
+
+/// Its successor waits for nothing more of it: what an orchestrator asks before it ends the process.
+#[test]
+fn a_process_that_stays_has_drained_when_it_says_so() {
+    for stays in [false, true] {
+        let scene = Scene::new();
+        let (mut first, _) = scene.serve("1", json!({"exit": false, "process_stays": stays}));
+        let (mut second, _) = scene.serve("2", json!({}));
+        first.event("drained");
+        if stays {
+            let status = scene.status_where(|status| status.predecessor.is_none());
+            assert_eq!(status.pid, second.pid());
+        } else {
+            second.ask(json!({"do": "nothing"}));
+            assert_eq!(scene.status().predecessor.map(|old| old.who.pid), Some(first.pid()));
+            first.kill();
+            scene.status_where(|status| status.predecessor.is_none());
+        }
+        assert!(stays == first.survives());
+    }
+}

@@ -30,10 +30,10 @@ use crate::table::{Descriptor, Held, Outcome};
 /// ```
 #[must_use = "a claim does nothing until it is told what it is for, by `tcp`, `unix`, `raw`, ..."]
 pub struct Claim<'a> {
-    driver: &'a mut Driver,
-    name: &'a str,
-    backlog: u32,
-    options: SocketOptions<'a>,
+    pub(crate) driver: &'a mut Driver,
+    pub(crate) name: &'a str,
+    pub(crate) backlog: u32,
+    pub(crate) options: SocketOptions<'a>,
 }
 
 impl std::fmt::Debug for Claim<'_> {
@@ -69,8 +69,8 @@ impl<'a> Claim<'a> {
 
     /// Other sockets of this user may be bound to the same address, each with a queue of its own (`SO_REUSEPORT`).
     ///
-    /// It is not for handing over: closing a socket of such a group resets what waits in its queue. Each member is an
-    /// entry of its own and travels.
+    /// It is not for handing over: closing such a socket resets what waits in its queue. Each is an entry of its own and
+    /// travels. Where they are to be a group that may change its size, see [`tcp_group`](Claim::tcp_group).
     pub fn reuse_port(mut self, reuse: bool) -> Claim<'a> {
         self.options.reuse_port = reuse;
         self
@@ -212,10 +212,15 @@ impl<'a> Claim<'a> {
 
     /// Whether this name may be claimed now.
     fn check(&self) -> Result<()> {
-        check_name(self.name)?;
+        self.check_as(self.name)
+    }
+
+    /// Whether another name may be claimed now, that of a member of a group.
+    pub(crate) fn check_as(&self, name: &str) -> Result<()> {
+        check_name(name)?;
         self.driver.may_change()?;
-        match self.driver.table.get(self.name) {
-            Some(held) if held.claimed => Err(Error::name(self.name, NameProblem::Twice)),
+        match self.driver.table.get(name) {
+            Some(held) if held.claimed => Err(Error::name(name, NameProblem::Twice)),
             _ => Ok(()),
         }
     }
@@ -226,40 +231,18 @@ impl<'a> Claim<'a> {
     {
         self.check()?;
         let name = self.name;
-        let addresses: Vec<SocketAddr> = address
-            .to_socket_addrs()
-            .map_err(|error| Error::io(format!("find the address of {name:?}"), error))?
-            .collect();
-        let requested = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let (addresses, requested) = resolve(name, address)?;
         let backlog = kind.listens().then_some(self.backlog);
         let asked = Asked { name, kind: kind.clone(), requested: requested.clone(), path: None, backlog };
-        let same = |entry: &Entry| {
-            let actual = entry.socket.as_ref().and_then(|socket| socket.local.parse::<SocketAddr>().ok());
-            entry.requested == requested
-                || actual.is_some_and(|actual| {
-                    addresses
-                        .iter()
-                        .any(|wanted| *wanted == actual || (wanted.port() == 0 && wanted.ip() == actual.ip()))
-                })
-        };
+        let same = |entry: &Entry| is_at(entry, &requested, &addresses);
         if !self.is_inherited(&asked, &same) {
             self.check_overlap(&kind, &addresses)?;
         }
         let after_others = self.driver.follows_a_family_that_ended();
         let options = std::mem::take(&mut self.options);
         self.settle(&asked, same, |driver| {
-            let no_address = io::Error::new(io::ErrorKind::InvalidInput, "no address");
-            let mut refused = Error::io(format!("bind {name:?}"), no_address);
-            for address in &addresses {
-                let bind = || listener::bind_inet(&kind, *address, &options);
-                // What is left of systemd's at this address is another socket, which is not wanted any more.
-                let cleared = driver.clear_way(&|local| listener::overlap(*address, local));
-                match if after_others || cleared { listener::bind_when_free(bind) } else { bind() } {
-                    Ok(fd) => return Ok(T::from(fd)),
-                    Err(error) => refused = Error::io(format!("bind {name:?} to {address}"), error),
-                }
-            }
-            Err(refused)
+            let bind = |_: &Driver, address| listener::bind_inet(&kind, address, &options);
+            bind_first(driver, name, &addresses, after_others, &bind).map(T::from)
         })
     }
 
@@ -295,7 +278,9 @@ impl<'a> Claim<'a> {
     fn check_overlap(&self, kind: &Kind, addresses: &[SocketAddr]) -> Result<()> {
         for held in self.driver.table.iter().filter(|held| held.entry.kind == *kind) {
             let Some(local) = held.inet else { continue };
-            let group = self.options.reuse_port && listener::reuses_port(held.fd.as_fd());
+            let group = self.options.reuse_port
+                && listener::reuses_port(held.fd.as_fd())
+                && !self.driver.is_grouped(&held.entry.name);
             let overlaps = !group && addresses.iter().any(|wanted| listener::overlap(*wanted, local));
             // The same address in another network namespace is another address.
             if overlaps && self.driver.foreign_namespace(held).is_none() {
@@ -311,7 +296,7 @@ impl<'a> Claim<'a> {
 
     /// Adopts the inherited entry of that name if it is the same, else what systemd has passed of it, else makes a new one
     /// and says why.
-    fn settle<T>(
+    pub(crate) fn settle<T>(
         &mut self,
         asked: &Asked<'_>,
         same: impl Fn(&Entry) -> bool,
@@ -361,4 +346,43 @@ impl<'a> Claim<'a> {
         self.driver.insert(held, outcome)?;
         Ok(fd)
     }
+}
+
+/// The addresses that a name is wanted at, and the same as text.
+pub(crate) fn resolve(name: &str, address: impl ToSocketAddrs) -> Result<(Vec<SocketAddr>, String)> {
+    let finding = |error| Error::io(format!("find the address of {name:?}"), error);
+    let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(finding)?.collect();
+    let requested = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    Ok((addresses, requested))
+}
+
+/// Whether an entry is at one of these addresses, or was asked for in the same words.
+pub(crate) fn is_at(entry: &Entry, requested: &str, addresses: &[SocketAddr]) -> bool {
+    let actual = entry.socket.as_ref().and_then(|socket| socket.local.parse::<SocketAddr>().ok());
+    entry.requested == requested
+        || actual.is_some_and(|actual| {
+            addresses.iter().any(|wanted| *wanted == actual || (wanted.port() == 0 && wanted.ip() == actual.ip()))
+        })
+}
+
+/// Binds to the first of these addresses that can be had.
+pub(crate) fn bind_first(
+    driver: &mut Driver,
+    name: &str,
+    addresses: &[SocketAddr],
+    after_others: bool,
+    bind: &dyn Fn(&Driver, SocketAddr) -> io::Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let no_address = io::Error::new(io::ErrorKind::InvalidInput, "no address");
+    let mut refused = Error::io(format!("bind {name:?}"), no_address);
+    for address in addresses {
+        // What is left of systemd's at this address is another socket, which is not wanted any more.
+        let cleared = driver.clear_way(&|local| listener::overlap(*address, local));
+        let bind = || bind(driver, *address);
+        match if after_others || cleared { listener::bind_when_free(bind) } else { bind() } {
+            Ok(fd) => return Ok(fd),
+            Err(error) => refused = Error::io(format!("bind {name:?} to {address}"), error),
+        }
+    }
+    Err(refused)
 }

@@ -39,6 +39,7 @@ pub(crate) mod driver {
         pub(crate) exclusive: bool,
         pub(crate) state: Option<StateKind>,
         pub(crate) holding: bool,
+        pub(crate) process_stays: bool,
         pub(crate) pid_file: Option<PathBuf>,
         #[cfg(feature = "systemd")]
         pub(crate) systemd: bool,
@@ -115,6 +116,10 @@ pub(crate) mod driver {
         admit_passed(&mut; &str) -> Option<Outcome>;
         passed_of(&; &Kind) -> Vec<String>;
         clear_way(&mut; &dyn Fn(SocketAddr) -> bool) -> bool;
+        form_group(&mut; &str, usize, usize) -> ();
+        is_grouped(&; &str) -> bool;
+        cannot_grow(&mut; &Kind, &str, usize, SocketAddr) -> Option<String>;
+        others_beside(&; &Kind, BorrowedFd<'_>) -> std::io::Result<usize>;
         released_with(&mut; Snapshot) -> Result<()>;
         keeps(&mut; &str) -> Result<()>;
         take_state(&mut; &str, RangeInclusive<u32>) -> Option<State>;
@@ -122,6 +127,9 @@ pub(crate) mod driver {
         state_kind(&;) -> Option<&StateKind>;
         resumed(&mut;) -> Result<()>;
         stop(&mut;) -> Result<()>;
+        probation_status(&;) -> Option<ProbationStatus>;
+        confirm(&mut;) -> Result<()>;
+        give_back(&mut; &str) -> Result<()>;
         begin_drain(&mut;) -> Result<()>;
         drain_left(&;) -> Option<Duration>;
         drain_summary(&;) -> (bool, u64);
@@ -352,6 +360,30 @@ pub(crate) mod client {
         /// # Errors
         /// None: there is no such value.
         pub fn history(&mut self) -> Result<Vec<crate::history::TakeoverRecord>> {
+            match self.never {}
+        }
+
+        /// Ends the probation of the owner, forwards.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn confirm(&mut self) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Ends the probation of the owner, backwards.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn roll_back(&mut self, _: &str) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Asks the owner to stand by after its next takeover.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn want_probation(&mut self, _: Duration) -> Result<()> {
             match self.never {}
         }
 

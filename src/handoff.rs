@@ -27,6 +27,7 @@ pub struct Handoff {
     exclusive: bool,
     state: Option<StateKind>,
     holding: bool,
+    process_stays: bool,
     pid_file: Option<PathBuf>,
     #[cfg(feature = "systemd")]
     systemd: bool,
@@ -54,6 +55,7 @@ impl Handoff {
             exclusive: false,
             state: None,
             holding: false,
+            process_stays: false,
             pid_file: None,
             #[cfg(feature = "systemd")]
             systemd: false,
@@ -170,6 +172,15 @@ impl Handoff {
     #[must_use]
     pub fn holding(mut self, holding: bool) -> Handoff {
         self.holding = holding;
+        self
+    }
+
+    /// Says that this process lives on once it has drained, as where an orchestrator starts again whatever ends: its
+    /// successor counts the drain as over then. Unless told otherwise it is over when the process has ended, for `ctl
+    /// status` and `ctl wait --drained` as well. [`Serving`](crate::Serving) and all that came from it must be gone by then.
+    #[must_use]
+    pub fn process_stays(mut self, stays: bool) -> Handoff {
+        self.process_stays = stays;
         self
     }
 
@@ -297,6 +308,7 @@ impl Handoff {
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
             holding: self.holding,
+            process_stays: self.process_stays,
             pid_file,
             #[cfg(feature = "systemd")]
             systemd: self.systemd && wants == Wants::Takeover,

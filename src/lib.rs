@@ -41,10 +41,10 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API and `probe` |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `claim`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `group`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
 //! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
 //! | 0 | `error`, `guests`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
@@ -76,6 +76,7 @@ mod folder;
 #[doc(hidden)]
 #[path = "../integration/fuzz/entry/mod.rs"]
 pub mod fuzz;
+mod group;
 mod guests;
 mod handoff;
 mod history;
@@ -102,6 +103,8 @@ mod starting;
 mod state;
 mod status;
 #[cfg(target_os = "linux")]
+mod steering;
+#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 mod systemd;
@@ -124,6 +127,7 @@ pub use claim::Claim;
 pub use client::Client;
 pub use drain::{Drained, Draining, Summary};
 pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Result, Who};
+pub use group::Group;
 pub use handoff::{Handoff, Joining, Stopper};
 pub use history::{Cause, Side, StepTime, TakeoverRecord};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
@@ -140,6 +144,10 @@ pub use table::{Outcome, Report, StateOutcome};
 #[doc = include_str!("coming_from.md")]
 #[cfg(all(feature = "tokio", any(doc, doctest)))]
 pub mod coming_from {}
+
+#[doc = include_str!("compared.md")]
+#[cfg(any(doc, doctest))]
+pub mod compared {}
 
 /// Keeps the README's code true.
 #[cfg(doctest)]

@@ -258,6 +258,7 @@ pub(crate) fn describe(asked: &Asked<'_>, fd: BorrowedFd<'_>) -> io::Result<Entr
         backlog: asked.backlog,
         file: socket.is_none().then_some(file),
         socket,
+        retired: false,
     })
 }
 

@@ -142,6 +142,10 @@ pub struct Entry {
     /// What the kernel says of the socket, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketIdentity>,
+    /// Nothing comes to this socket any more, and nothing waits in it: it is left over of a `SO_REUSEPORT` group that
+    /// became smaller. A successor that has no use for it loses nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
 }
 
 /// What an application's state is written in: a name for the layout, and the layout's version.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::claim::Claim;
 use crate::driver::{Driver, Notice};
 use crate::error::Result;
+use crate::group::Group;
 use crate::handoff::pollable;
 use crate::manifest::{Check, Entry, Kind, StateKind};
 use crate::serving::Serving;
@@ -89,6 +90,22 @@ impl Starting {
     /// As there.
     pub fn tcp_listener(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<Arc<TcpListener>> {
         self.claim(name).tcp(address)
+    }
+
+    /// So many TCP listeners at one address; see [`Claim::tcp_group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tcp_group(&mut self, name: &str, address: impl ToSocketAddrs, size: usize) -> Result<Group<TcpListener>> {
+        self.claim(name).tcp_group(address, size)
+    }
+
+    /// So many UDP sockets at one address; see [`Claim::udp_group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn udp_group(&mut self, name: &str, address: impl ToSocketAddrs, size: usize) -> Result<Group<UdpSocket>> {
+        self.claim(name).udp_group(address, size)
     }
 
     /// The UDP socket of that name; see [`Claim::udp`].

@@ -97,7 +97,7 @@ pub struct ListenerStatus {
     pub accept_queue_limit: Option<u32>,
     /// The cookie of the network namespace that it lives in (`SO_NETNS_COOKIE`), where the owner lives in another: it
     /// goes deaf, without any error, when that one ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub foreign_network_namespace: Option<u64>,
 }
 

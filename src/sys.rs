@@ -252,9 +252,14 @@ pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> 
 }
 
 /// An int among the options of TCP.
-#[cfg(test)]
 pub(crate) fn tcp_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<i32> {
     option_of(fd, libc::IPPROTO_TCP, name)
+}
+
+/// Sets an int among the options of TCP.
+#[cfg(test)]
+pub(crate) fn set_tcp_option(fd: BorrowedFd<'_>, name: libc::c_int, value: i32) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, name, value)
 }
 
 /// Sets one socket option that is an int.

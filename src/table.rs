@@ -150,6 +150,16 @@ impl AsFd for Descriptor {
     }
 }
 
+/// The name of a member of a `SO_REUSEPORT` group.
+pub(crate) fn member(group: &str, index: usize) -> String {
+    format!("{group}#{index}")
+}
+
+/// Which member of a group it is, by its name; 0 for what is none. Members join their group in this order.
+pub(crate) fn index(name: &str) -> usize {
+    name.rsplit_once('#').and_then(|(_, index)| index.parse().ok()).unwrap_or(0)
+}
+
 /// One entry of this process.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
@@ -203,6 +213,10 @@ impl Table {
 
     pub(crate) fn get(&self, name: &str) -> Option<&Held> {
         self.held.get(name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Held> {
+        self.held.get_mut(name)
     }
 
     /// Takes note that an entry is what the manifest says.

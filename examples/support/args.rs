@@ -35,6 +35,10 @@ where
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub(crate) warm_up: Duration,
 
+    /// How long the version before stands by once this one serves: it takes the service back should this one die
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub(crate) probation: Duration,
+
     /// File for the pid of the version that serves
     #[arg(long, value_name = "PATH")]
     pub(crate) pid_file: Option<PathBuf>,
@@ -59,6 +63,7 @@ where
     /// The handoff that these arguments describe, with nothing done yet.
     pub(crate) fn handoff(&self) -> Handoff {
         let handoff = Handoff::at(&self.control).app_version(self.app_version.as_str()).drain_within(self.drain);
+        let handoff = handoff.probation(self.probation);
         // Where systemd has not started this program there is nothing in the environment, and nothing changes.
         let handoff = handoff.systemd(true);
         let handoff = handoff

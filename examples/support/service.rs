@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heirloom::tokio::{Drained, Serving, Starting, TcpListener};
-use heirloom::{Lease, Reason};
+use heirloom::{Handoff, Lease, Reason};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
@@ -34,13 +34,13 @@ use crate::shortage;
 
 /// Serves until another version has taken over, or until `stop` ends, and what was in flight is finished.
 ///
-/// Each step is told to `tell` when it has happened.
+/// `handoff` is what `args` say, and perhaps more. Each step is told to `tell` when it has happened.
 pub(crate) async fn serve(
     args: &ServerArgs,
+    mut handoff: Handoff,
     stop: impl Future<Output = ()> + Send + 'static,
     tell: impl Fn(Step),
 ) -> Result<(), Failure> {
-    let mut handoff = args.handoff();
     let stopper = handoff.stopper()?;
     // Works in every phase: a start and a warm-up are cancelled, a server stops accepting and drains.
     tokio::spawn(async move {
@@ -62,7 +62,7 @@ pub(crate) async fn serve(
     let desk = Desk { version: args.app_version.as_str().into(), life: life.subscribe() };
     loop {
         accept(&mut serving, &web, &desk).await?;
-        let successor = serving.inner().left() == Some(Reason::Successor);
+        let successor = serving.inner().left().is_some_and(Reason::is_served);
         let phase = if successor { Phase::Draining } else { Phase::Stopping };
         life.send_modify(|life| life.phase = phase);
         tell(Step::Leaving { successor });

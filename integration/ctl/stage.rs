@@ -90,7 +90,8 @@ impl Service {
     }
 
     fn at(place: Place, version: &str, name: &str) -> Service {
-        let mut handoff = Handoff::at(&place.socket).app_version(version);
+        // The process is the test's own.
+        let mut handoff = Handoff::at(&place.socket).app_version(version).process_stays(true);
         let stopper = handoff.stopper().unwrap();
         let (sender, receiver) = channel();
         let (admin, file) = (place.path("admin.sock"), place.path("file"));

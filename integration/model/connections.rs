@@ -180,6 +180,7 @@ fn entries(count: u32) -> Vec<Entry> {
         backlog: None,
         file: None,
         socket: None,
+        retired: false,
     };
     (0..count).map(entry).collect()
 }

@@ -18,7 +18,7 @@ use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
 use crate::status::{DrainStatus, Phase};
-use crate::table::Outcome;
+use crate::table::{Held, Outcome, index};
 use crate::{listener, sys};
 
 /// How much longer or shorter than asked a pause of the starter is, in percent.
@@ -184,6 +184,7 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
+        predecessor.set_stays(self.settings.process_stays);
         self.predecessor = Some(predecessor);
         self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
@@ -199,6 +200,7 @@ impl Driver {
             if drained {
                 self.changed = true;
                 self.remove_dropped();
+                self.steer_groups();
                 info!("predecessor gone");
             }
             if let Some(link) = self.link {
@@ -433,6 +435,7 @@ impl Driver {
         self.owner(predecessor::Input::Ready);
         self.watch_folder();
         self.remove_dropped();
+        self.steer_groups();
         self.manager_hears_serving();
         self.note_later_step("serving");
         info!("{}: generation {}; {}", self.shown(Phase::Serving), self.generation(), self.table.report);
@@ -457,7 +460,10 @@ impl Driver {
     pub(super) fn listen_all(&mut self) -> Result<()> {
         let mut failed = Ok(());
         let mut missing = Vec::new();
-        for held in self.table.iter_mut().filter(|held| held.entry.kind.listens()) {
+        let mut listeners: Vec<&mut Held> = self.table.iter_mut().filter(|held| held.entry.kind.listens()).collect();
+        // Those of a group join it in this order, and by it they are told apart.
+        listeners.sort_by_key(|held| index(&held.entry.name));
+        for held in listeners {
             let unix = held.entry.path.is_some();
             if !held.silent && !unix {
                 continue;

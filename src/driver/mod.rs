@@ -10,6 +10,7 @@
 mod entries;
 mod family;
 mod folder;
+mod groups;
 mod history;
 mod joining;
 mod owning;
@@ -35,6 +36,7 @@ use mio::Interest;
 use nix::sys::inotify::Inotify;
 
 use self::family::Family;
+use self::groups::Group;
 use self::history::Journal;
 use self::probation::Probation;
 use self::state::Arriving;
@@ -89,6 +91,8 @@ pub(crate) struct Settings {
     /// What the application's state is written in, where it hands one on.
     pub(crate) state: Option<StateKind>,
     pub(crate) holding: bool,
+    /// Whether this process lives on after it has left.
+    pub(crate) process_stays: bool,
     /// Where the owner writes its pid, absolute.
     pub(crate) pid_file: Option<PathBuf>,
     /// For how long the predecessor is asked to stand by.
@@ -215,6 +219,7 @@ pub(crate) struct Driver {
     /// What nobody claimed and has a path. A predecessor that comes back needs the path; and as long as the socket is
     /// open, nobody else's file can have its inode.
     dropped: Vec<Held>,
+    groups: Vec<Group>,
     /// Something happened that those who watch may want to know.
     changed: bool,
     /// Why this side withdrew from an attempt, for the application.
@@ -245,6 +250,7 @@ impl Driver {
             table: Table::default(),
             manifest: VecDeque::new(),
             dropped: Vec::new(),
+            groups: Vec::new(),
             finished: None,
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),

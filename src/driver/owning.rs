@@ -283,6 +283,7 @@ impl Driver {
                 }
             }
         }
+        self.retire();
         descriptors.extend(self.table.iter().map(|held| held.fd.share()));
         self.offered.insert(peer, descriptors);
         let entries: Vec<_> = self.table.iter().map(|held| held.entry.clone()).collect();
@@ -377,6 +378,8 @@ impl Driver {
         if let Err(error) = self.write_pid_file() {
             warn!("{error}");
         }
+        // The successor may have made a group ready for more members than there are now.
+        self.steer_groups();
         self.manager_hears_again();
     }
 

@@ -47,6 +47,11 @@ impl Driver {
                 self.note_later_step("drained");
                 info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
                 self.elder_tells(Some(bye.in_flight), None);
+                if bye.stays && self.elder.take().is_some() {
+                    // What else its process does is no part of a drain.
+                    self.remove_dropped();
+                    self.steer_groups();
+                }
                 return;
             }
             message => {

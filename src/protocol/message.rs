@@ -227,6 +227,9 @@ pub(crate) struct Bye {
     pub(crate) forced: bool,
     #[serde(default)]
     pub(crate) in_flight: u64,
+    /// The process lives on, and has to do with the service in another way, or in none.
+    #[serde(default)]
+    pub(crate) stays: bool,
 }
 
 words! {

@@ -262,6 +262,8 @@ pub(crate) struct Predecessor {
     state: Option<StateKind>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
+    /// This process lives on after it has left.
+    stays: bool,
     /// This process is on probation, and its predecessor stands by.
     probation: Option<Probation>,
     /// A takeover that comes during a probation confirms it.
@@ -299,6 +301,7 @@ impl Predecessor {
             state: None,
             stage: Stage::Starting,
             rehearsal: None,
+            stays: false,
             probation: None,
             confirms: false,
             wish: None,
@@ -327,6 +330,11 @@ impl Predecessor {
     /// How many descriptors may be under way at once, as far as the limits of the protocol allow.
     pub(crate) fn set_window(&mut self, descriptors: u32) {
         self.window = descriptors;
+    }
+
+    /// Says that the end of this owner is not that of its process.
+    pub(crate) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
     }
 
     /// What the application's state is written in, where it has one.
@@ -787,7 +795,7 @@ impl Predecessor {
             {
                 let Some((forced, in_flight)) = *finish else { return };
                 let peer = heir.peer;
-                out.push(Output::Send(peer, Bye { forced, in_flight }.into()));
+                out.push(Output::Send(peer, Bye { forced, in_flight, stays: self.stays }.into()));
                 out.push(Output::Close(peer));
                 out.push(Output::Disarm(Timer::Probe));
                 self.stage = Stage::Gone;

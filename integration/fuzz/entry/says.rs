@@ -175,5 +175,6 @@ pub(super) fn entry(number: u8) -> Entry {
         backlog: None,
         file: None,
         socket: None,
+        retired: false,
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` and `history` 5s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status` and `history` 5s, `confirm` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -68,8 +68,19 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Check(CheckArgs),
+
+    /// End the probation of the new version forwards: it stays, and the old one finishes what it has in flight and goes
+    ///
+    /// A version on probation has its predecessor stand by. Without a word it is confirmed when its time has passed.
+    #[command(after_long_help = "\
+With --json: confirmed, owner {generation, pid, app_version}.
+
+Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody listens; 4 no answer in time.")]
+    Confirm,
+
     Handoff(HandoffArgs),
     History(HistoryArgs),
+    Rollback(RollbackArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -185,7 +196,7 @@ pub(crate) struct HandoffArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, in_flight, left}, listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, in_flight, left}, probation {pid, app_version, for, left, overdue}, listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
@@ -221,24 +232,57 @@ pub(crate) struct HistoryArgs {
     pub(crate) limit: Option<usize>,
 }
 
+/// End the probation of the new version backwards: the old one, which stands by, serves again
+///
+/// As in a takeover no client notices, and an application that hands its state on gets it back as it is now. Waits until
+/// the old version owns the service; the new one then finishes what it has in flight and goes.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+With --json: rolled_back, from {generation, pid, app_version}, to {generation, pid, app_version}.
+
+Exit codes: 0 the old version serves; 1 refused, or it came to nothing, and the new one still serves; 3 nobody listens; \
+4 no answer in time, so that the outcome is unknown.")]
+pub(crate) struct RollbackArgs {
+    /// Why: for the logs of both versions
+    #[arg(long, value_name = "TEXT", default_value = "asked by ctl rollback")]
+    pub(crate) reason: String,
+}
+
 /// Start a new version beside the old one, and wait until it owns the service
 ///
 /// CMD runs in a session of its own, without a terminal or any inherited file, with its output in the log and HEIRLOOM_SOCKET
 /// in its environment; it outlives ctl. It must stay in the foreground and take the service over by itself. Where it does not (it exits, somebody
 /// else takes over, the time is over, Ctrl-C), ctl ends what it started, shows the end of the log, and says what is true
 /// of the service now: the old version goes on as if nothing had been.
+///
+/// With --probation the old version stands by for so long, whatever CMD asks for: it keeps everything, and serves again
+/// at once should the new one die. ctl does not wait for its end: `ctl confirm` and `ctl rollback` end it before its
+/// time. With --check as well, ctl stays: it runs the check each second, 10s at most each time, until the time has passed
+/// and the new version is confirmed. When the check fails once, or on Ctrl-C, ctl gives the service back to the old
+/// version. The check sees HEIRLOOM_SOCKET; its exit code and its last line on stderr are in the reason.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   ctl --socket /run/shop/handoff.sock upgrade -- /opt/shop-2.1/bin/shop --port 443
   ctl upgrade --log /var/log/shop.log --timeout 2m --json -- ./shop
+  ctl upgrade --probation 5m -- ./shop      then ctl confirm, ctl rollback, or neither
+  ctl upgrade --probation 30s --check 'curl -fsS http://127.0.0.1:8080/health' -- ./shop
 
 With --json: upgraded, from {generation, pid, app_version}, to {generation, pid, app_version}, steps [{step, at_ms}] in \
-milliseconds since CMD was started, log.
+milliseconds since CMD was started, log, probation {pid, app_version, for, left, overdue} or null, checks: how often the \
+check went well.
 
-Exit codes: 0 the new version serves; 1 it does not, and the old one still serves; 3 nobody listens: start the first \
+Exit codes: 0 the new version serves; 1 it does not, and the old one still serves, or serves again; 3 nobody listens: start the first \
 version directly; 4 nobody answered in the end, so that the outcome is unknown.")]
 pub(crate) struct UpgradeArgs {
+    /// How long the old version stands by once the new one owns, 24h at most
+    #[arg(long, value_name = "DURATION", value_parser = time::parse)]
+    pub(crate) probation: Option<Duration>,
+
+    /// Shell command that tells by its exit code whether the new version is as it should be
+    #[arg(long, value_name = "CMD", requires = "probation")]
+    pub(crate) check: Option<OsString>,
+
     /// File to which the output of CMD is appended [default: the path of the control socket with .log after it]
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
@@ -264,7 +308,7 @@ pub(crate) struct WaitArgs {
     #[arg(long, value_name = "N", group = "what")]
     pub(crate) generation: Option<u64>,
 
-    /// Until no predecessor of the owner is left that finishes what it had in flight
+    /// Until no predecessor of the owner is left that stands by or finishes what it had in flight
     #[arg(long, group = "what")]
     pub(crate) drained: bool,
 
@@ -289,6 +333,8 @@ Examples:
   ctl handoff                               rehearse a takeover; changes nothing
   ctl check                                 is the owner safe from whatever a broken successor may do?
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
+  ctl upgrade --probation 5m -- ./shop      the same, and the old one can take the service back
+  ctl rollback                              now it does
   ctl wait --drained --timeout 30s          until the old version is gone
   ctl stop                                  end the service
 
@@ -297,7 +343,7 @@ Environment:
 
 Exit codes:
   0  done
-  1  refused or failed; for `upgrade` and `handoff`, the old version still serves; `wait` was in vain
+  1  refused or failed; for `upgrade` and `handoff`, the old version still serves, for `rollback` the new one; `wait` was in vain
   2  wrong usage
   3  nobody listens at the control socket
   4  a deadline passed and the outcome is unknown
@@ -321,6 +367,13 @@ mod tests {
         assert!(Cli::try_parse_from(["ctl", "handoff", "--drain", "1s"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "handoff", "--commit", "--name", "web"]).is_err());
         assert!(Cli::try_parse_from(["ctl", "handoff", "--commit", "--", "true"]).is_ok());
+    }
+
+    #[test]
+    fn a_check_belongs_to_a_probation() {
+        assert!(Cli::try_parse_from(["ctl", "upgrade", "--check", "true", "--", "true"]).is_err());
+        let both = ["ctl", "upgrade", "--probation", "1m", "--check", "true", "--", "true"];
+        assert!(Cli::try_parse_from(both).is_ok());
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) enum News {
 pub(crate) struct Follow {
     path: PathBuf,
     client: Option<Client>,
-    /// The process that was watched before, while it still lives: it drains.
+    /// The process that was watched before, while it still lives: it drains, or stands by.
     last: Option<(Teller, Client)>,
     /// As which process the connection of the moment has told of itself.
     heard: Option<Teller>,
@@ -68,7 +68,7 @@ impl Follow {
             match client.next(Some(Duration::ZERO)) {
                 Ok(Some(status)) => {
                     self.heard = Some(teller(&status));
-                    if status.phase == Phase::Draining {
+                    if !owns(&status) {
                         // Somebody else owns, and will answer the next connection.
                         self.last = self.client.take().map(|client| (teller(&status), client));
                     }

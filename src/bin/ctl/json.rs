@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use heirloom::{Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, Side, Status, TakeoverStatus};
+use heirloom::{
+    Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+};
 use serde_json::{Value, json};
 
 use crate::time;
@@ -19,6 +21,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "probation": status.probation.as_ref().map(probation),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -64,6 +67,17 @@ fn takeover(takeover: &TakeoverStatus) -> Value {
         "progress": takeover.progress,
         "for": time::duration(Duration::from_millis(takeover.since_ms)),
         "step_for": time::duration(Duration::from_millis(takeover.step_since_ms)),
+    })
+}
+
+/// A probation, as the owner tells it: `pid` is who stands by.
+pub(crate) fn probation(probation: &ProbationStatus) -> Value {
+    json!({
+        "pid": pid(probation.who.pid),
+        "app_version": probation.who.app_version,
+        "for": time::duration(Duration::from_millis(probation.since_ms)),
+        "left": milliseconds(probation.left_ms),
+        "overdue": probation.overdue,
     })
 }
 

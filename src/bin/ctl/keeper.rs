@@ -184,6 +184,8 @@ impl Keeper {
             while let Some(event) = serving.process()? {
                 match event {
                     Event::Release => serving.released()?,
+                    // Nothing else makes a program stop accepting.
+                    Event::StandBy => self.workload.iter_mut().for_each(Workload::leave),
                     Event::Resume => self.start_program(&serving),
                     _ => {}
                 }
@@ -191,6 +193,7 @@ impl Keeper {
             if let Some(reason) = serving.left() {
                 match reason {
                     Reason::Successor => self.printer.say("a successor serves"),
+                    Reason::RolledBack => self.printer.say("the predecessor serves again"),
                     _ => self.printer.say("leaving, without a successor"),
                 }
                 if let Some(workload) = &mut self.workload {
@@ -200,7 +203,7 @@ impl Keeper {
             }
             // A successor that is on its way will serve who waits in the queues; else there is nobody to wait for.
             let ended = self.workload.as_ref().is_some_and(|workload| workload.ended().is_some());
-            if ended && !stopping && serving.status().takeover.is_none() {
+            if ended && !stopping && !serving.stands_by() && serving.status().takeover.is_none() {
                 self.printer.say("the program has ended");
                 stopping = true;
                 serving.stop()?;

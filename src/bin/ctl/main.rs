@@ -17,6 +17,7 @@ mod keeper;
 mod listening;
 mod man;
 mod printer;
+mod probation;
 mod program;
 mod reentry;
 mod session;
@@ -27,6 +28,7 @@ mod stop;
 mod table;
 mod time;
 mod upgrade;
+mod verdict;
 mod wait;
 
 use std::ffi::OsString;
@@ -71,6 +73,8 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),
+        Command::Confirm => probation::confirm(&global, printer),
+        Command::Rollback(args) => probation::rollback(&global, &args, printer),
         Command::Stop => stop::run(&global, printer),
         Command::Completions { shell } => completions::run(shell, printer),
         Command::Man => man::run(printer),

@@ -5,12 +5,12 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{DrainStatus, Error, Status, TakeoverStatus};
+use heirloom::{DrainStatus, Error, ProbationStatus, Status, TakeoverStatus};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::args::{Global, StatusArgs};
 use crate::failure::Failure;
-use crate::follow::{self, Follow, News};
+use crate::follow::{self, Follow, News, owns};
 use crate::json;
 use crate::printer::Printer;
 use crate::table::{clean, table};
@@ -89,6 +89,9 @@ pub(crate) fn text(status: &Status) -> String {
     if let Some(predecessor) = &status.predecessor {
         row("draining", drain(predecessor));
     }
+    if let Some(probation) = &status.probation {
+        row("probation", self::probation(probation, owns(status)));
+    }
     let rows = status.listeners.iter().map(|listener| {
         let queue = match (listener.accept_queue, listener.accept_queue_limit) {
             (Some(length), Some(limit)) => format!("{length}/{limit}"),
@@ -128,6 +131,9 @@ pub(crate) fn brief(status: &Status) -> String {
     if let Some(predecessor) = &status.predecessor {
         line.push_str(&format!("; draining: {}", drain(predecessor)));
     }
+    if let Some(probation) = &status.probation {
+        line.push_str(&format!("; probation: {}", self::probation(probation, owns(status))));
+    }
     line
 }
 
@@ -143,6 +149,17 @@ fn takeover(takeover: &TakeoverStatus) -> String {
         milliseconds(takeover.step_since_ms),
         milliseconds(takeover.since_ms)
     )
+}
+
+fn probation(probation: &ProbationStatus, owner: bool) -> String {
+    let other = who(probation.who.pid, &probation.who.app_version);
+    let mut text = if owner { format!("{other} stands by") } else { format!("{other} serves") };
+    match probation.left_ms {
+        _ if probation.overdue => text.push_str(", overdue"),
+        Some(left) => text.push_str(&format!(", {} left", milliseconds(left))),
+        None => {}
+    }
+    text
 }
 
 fn drain(drain: &DrainStatus) -> String {

@@ -1,12 +1,13 @@
 //! `ctl upgrade -- CMD`: starts a new version beside the old one and waits until it owns the service, or ends it again.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Error, Status};
+use heirloom::{Client, Error, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -16,6 +17,7 @@ use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
 use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
 use crate::json;
 use crate::printer::Printer;
+use crate::probation;
 use crate::program;
 use crate::session::{Ended, Log, Session};
 use crate::signals::Signals;
@@ -23,11 +25,14 @@ use crate::status::who;
 use crate::steps::Steps;
 use crate::table::clean;
 use crate::time;
+use crate::verdict::Verdict;
 
 /// How long the whole may take where nothing else is said: as long as a successor may warm up.
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the old process has to take back what an attempt had of it: it looks once a second.
 const TAKE_BACK: Duration = Duration::from_secs(5);
+/// How long a rollback may take: the release of the new one and the commit of the old one are in it.
+const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Result<ExitCode, Failure> {
     let socket = global.socket()?;
@@ -51,8 +56,25 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
     // Before there is a second thread, that of the spinner.
     let signals = Signals::take()?;
     let steps = Steps::begin(printer);
+    // Kept to the end: the owner stands by as long as this client is there when it hands over.
+    let wish = args.probation.map(|time| stand_by(&socket, time, &from)).transpose()?;
     let session = Session::start(&args.command, &socket, &log)?;
-    Upgrade { socket, from, log, signals, follow, steps, session, from_peer, doubted: None, printer }.run(within)
+    let (check, doubted) = (args.check.clone(), None);
+    let upgrade =
+        Upgrade { socket, from, log, signals, follow, steps, session, from_peer, doubted, wish, check, printer };
+    upgrade.run(within)
+}
+
+/// Asks the old one to stand by after the takeover, whether or not the new one asks for it.
+fn stand_by(socket: &Path, time: Duration, from: &Status) -> Result<Client, Failure> {
+    let (mut client, owner) = probation::reach(socket, PATIENCE)?;
+    if owner.generation != from.generation {
+        return Err(Failure::new(FAILED, "overtaken", "another process took the service over first"));
+    }
+    client.want_probation(time).map_err(|error| {
+        Failure::from(error).before("the old version was not asked to stand by, and the new one not started")
+    })?;
+    Ok(client)
 }
 
 /// The log where no other was asked for.
@@ -82,6 +104,10 @@ struct Upgrade {
     from_peer: Option<i32>,
     /// The generation for which a newer connection was made, to know who that is.
     doubted: Option<u64>,
+    /// The connection on which the old one was asked to stand by.
+    wish: Option<Client>,
+    /// What tells in a probation whether the new one is as it should be.
+    check: Option<OsString>,
     printer: Printer,
 }
 
@@ -94,6 +120,11 @@ enum Over {
     Late(Duration),
     Interrupted(Signal),
     Broken(Error),
+    EndedLate(Ended),
+    /// It served, and was not as it should be.
+    Unfit(String),
+    /// It served, and the old one took the service back.
+    RolledBack,
 }
 
 /// What an owner is to this run.
@@ -119,7 +150,7 @@ impl Upgrade {
             let turn = match self.follow.news() {
                 Ok(Some(News::Status(status))) => match self.judge(&status) {
                     Some(Whose::Another) => return self.give_up(Over::Overtaken),
-                    Some(_) if is_ready(&status) => return self.done(&status),
+                    Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
                         Ok(())
@@ -174,7 +205,62 @@ impl Upgrade {
         })
     }
 
-    fn done(mut self, to: &Status) -> Result<ExitCode, Failure> {
+    /// The new one owns. Where there is a check it has to stand that for as long as it is on probation.
+    fn serves(mut self, to: &Status) -> Result<ExitCode, Failure> {
+        if self.wish.is_some() && to.probation.is_none() {
+            self.printer.say("no probation: the new version knows of none, or it is over already");
+        }
+        let check = self.check.take().filter(|_| to.probation.is_some());
+        let Some(check) = check else { return self.done(to, 0) };
+        self.steps.reach("probation", "");
+        let mut verdict = Verdict::new(&check, &self.socket);
+        loop {
+            if let Some(why) = verdict.turn() {
+                return self.take_back(Over::Unfit(why));
+            }
+            match self.signalled() {
+                Some(Over::Ended(how)) => return Err(self.failed(&Over::EndedLate(how))),
+                Some(over) => return self.take_back(over),
+                None => {}
+            }
+            let turn = match self.follow.news() {
+                // Whoever owns now, the new one does not: it is back with the old one, or a third has confirmed it.
+                Ok(Some(News::Status(now))) if owns(&now) && now.generation > to.generation => {
+                    if (now.pid, &now.app_version) == (self.from.pid, &self.from.app_version) {
+                        return Err(self.failed(&Over::RolledBack));
+                    }
+                    return self.done(to, verdict.runs());
+                }
+                Ok(Some(News::Status(now))) if owns(&now) && now.probation.is_none() && is_ready(&now) => {
+                    return self.done(&now, verdict.runs());
+                }
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => {
+                    let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+                    self.follow.wait(&[signals], Some(verdict.due()))
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = turn {
+                return self.take_back(Over::Broken(error));
+            }
+        }
+    }
+
+    /// Gives the service back to the old one. What was started goes by itself, when it has finished what it has in flight.
+    fn take_back(mut self, over: Over) -> Result<ExitCode, Failure> {
+        self.steps.reach("rolling-back", &over.to_string());
+        let asked = probation::reach(&self.socket, TAKE_BACK_ASKED)
+            .and_then(|(mut client, _)| client.roll_back(&over.to_string()));
+        self.steps.finish();
+        match asked {
+            // Where it died on the way, the old one has the service all the same.
+            Ok(()) | Err(Error::HungUp) => Err(self.failed(&over)),
+            Err(error) => Err(self.unknown(&over, &format!("the new one was not rolled back ({error})"))),
+        }
+    }
+
+    fn done(mut self, to: &Status, checks: u64) -> Result<ExitCode, Failure> {
         self.steps.reach(to.phase.as_str(), "");
         self.steps.finish();
         let to_text = || {
@@ -193,6 +279,8 @@ impl Upgrade {
                 "to": json::owner(to),
                 "steps": self.steps.json(),
                 "log": self.log.path().to_string_lossy(),
+                "probation": to.probation.as_ref().map(json::probation),
+                "checks": checks,
             })
         })?;
         Ok(ExitCode::SUCCESS)
@@ -207,7 +295,7 @@ impl Upgrade {
             match fresh.known_owner(PATIENCE) {
                 Ok(status) => match self.owner_since(&status, fresh.peer_pid()) {
                     Some(Whose::Another | Whose::Old) | None => {}
-                    Some(_) if is_ready(&status) => return self.done(&status),
+                    Some(_) if is_ready(&status) => return self.done(&status, 0),
                     // Its predecessor is dead: without it there would be no service at all.
                     Some(_) => return Err(self.unknown(&over, "the new one owns the service, and is not ready")),
                 },
@@ -238,6 +326,9 @@ impl Upgrade {
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };
                 let does = match now.phase {
+                    _ if is_old && is_ready(&now) && self.wish.is_some() && now.generation > self.from.generation => {
+                        format!("serves again as generation {}", now.generation)
+                    }
                     _ if is_old && is_ready(&now) => "still serves".to_owned(),
                     _ if is_ready(&now) => format!("serves as generation {}", now.generation),
                     phase => format!("owns the service, phase {phase}"),
@@ -266,11 +357,13 @@ impl Upgrade {
 impl Over {
     fn code(&self) -> &str {
         match self {
-            Over::Ended(_) => "ended",
+            Over::Ended(_) | Over::EndedLate(_) => "ended",
             Over::Overtaken => "overtaken",
             Over::Late(_) => "deadline",
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
+            Over::Unfit(_) => "check",
+            Over::RolledBack => "rolled-back",
         }
     }
 }
@@ -279,10 +372,13 @@ impl fmt::Display for Over {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Over::Ended(how) => write!(f, "the new one {how} before it served"),
+            Over::EndedLate(how) => write!(f, "the new one {how} on probation"),
             Over::Overtaken => f.write_str("another process took the service over first"),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),
+            Over::Unfit(why) => f.write_str(why),
+            Over::RolledBack => f.write_str("the old one has taken the service back"),
         }
     }
 }

@@ -35,6 +35,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             local: "127.0.0.1:8080".to_owned(),
             network_namespace: Some(1),
         }),
+        retired: true,
     };
     let admin = Entry {
         name: "admin".to_owned(),
@@ -53,6 +54,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
             local: "/run/shop/admin.sock".to_owned(),
             network_namespace: Some(1),
         }),
+        retired: false,
     };
     let spool = Entry {
         name: "spool".to_owned(),
@@ -64,6 +66,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         backlog: None,
         file: Some(FileIdentity { device: 1, inode: 77, kind: 0o100_000 }),
         socket: None,
+        retired: false,
     };
     let hello = Hello {
         min_version: 1,
@@ -184,7 +187,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("owning", Owning { generation: 8, probation_ms: None }.into()),
         ("confirmed", Confirmed {}.into()),
         ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
-        ("bye", Bye { forced: false, in_flight: 0 }.into()),
+        ("bye", Bye { forced: false, in_flight: 0, stays: false }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
         ("ask-status", Ask::from(Question::Status).into()),
         ("ask-watch", Ask::from(Question::Watch).into()),

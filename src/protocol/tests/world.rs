@@ -1013,6 +1013,7 @@ impl World {
                     backlog: None,
                     file: None,
                     socket: None,
+                    retired: false,
                 };
                 for first in (0..ENTRIES).step_by(200) {
                     let entries = (first..(first + 200).min(ENTRIES)).map(|number| entry(number).into()).collect();

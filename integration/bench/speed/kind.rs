@@ -1,0 +1,73 @@
+//! What is handed over: descriptors of one kind, and where they come from.
+
+use std::fs::File;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// What a takeover is measured with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// TCP listeners at ports of the kernel's choice.
+    Listener,
+    /// Established TCP connections.
+    Connection,
+    /// Files in memory.
+    Memfd,
+}
+
+impl Kind {
+    /// As it is told on the command line.
+    pub(crate) fn argument(self) -> &'static str {
+        match self {
+            Kind::Listener => "listener",
+            Kind::Connection => "connection",
+            Kind::Memfd => "memfd",
+        }
+    }
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Kind::Listener => "TCP listeners",
+            Kind::Connection => "TCP connections",
+            Kind::Memfd => "memfds",
+        }
+    }
+}
+
+/// Makes descriptors of a kind, one after the other.
+#[derive(Debug)]
+pub(crate) struct Maker {
+    kind: Kind,
+    /// What the connections are to, and its accepted ends: one end of each alone is handed over.
+    server: Option<TcpListener>,
+}
+
+impl Maker {
+    pub(crate) fn new(kind: Kind) -> io::Result<Maker> {
+        let server = match kind {
+            Kind::Connection => Some(TcpListener::bind("127.0.0.1:0")?),
+            Kind::Listener | Kind::Memfd => None,
+        };
+        Ok(Maker { kind, server })
+    }
+
+    pub(crate) fn make(&self) -> io::Result<OwnedFd> {
+        match (&self.server, self.kind) {
+            (Some(server), _) => {
+                let connection = TcpStream::connect(server.local_addr()?)?;
+                // The other end closes: what is handed over stays a socket of its own, half closed.
+                drop(server.accept()?);
+                Ok(connection.into())
+            }
+            (None, Kind::Memfd) => Ok(File::from(memfd_create("entry", MFdFlags::MFD_CLOEXEC)?).into()),
+            (None, _) => {
+                let listener = TcpListener::bind("127.0.0.1:0")?;
+                listener.set_nonblocking(true)?;
+                Ok(listener.into())
+            }
+        }
+    }
+}
