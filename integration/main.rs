@@ -10,6 +10,7 @@ mod bad_input;
 mod compared;
 mod ctl;
 mod descriptors;
+mod drain;
 mod entries;
 mod examples;
 mod faces;

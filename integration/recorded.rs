@@ -316,6 +316,7 @@ fn hellos_of_other_versions_are_understood() {
         ("client-hello-unknown-wish", &[refused("unsupported")]),
         ("client-ask-unknown", &[refused("unsupported")]),
         ("client-ask-status", &[(STATUS, "")]),
+        ("client-ask-extend-drain", &[refused("no-drain")]),
         ("client-ask-history", &[(HISTORY, "")]),
     ]);
 }

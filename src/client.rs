@@ -160,6 +160,27 @@ impl Client {
         self.order(Ask { probation_ms, ..Ask::from(Question::Probation) })
     }
 
+    /// Moves the drain deadline of those who drain, or of the one that owned this generation: a predecessor of the owner,
+    /// those before it that the owner still knows, and an owner that was asked to stop. It answers when they have obeyed.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); [`Error::Refused`] with `no-drain` where nobody drains, with `deadline` where
+    /// one that drains has not obeyed within 3 s (it may be stopped, and obeys when it goes on), and with `unsupported`
+    /// by an owner, or for a predecessor, of a version that cannot do it.
+    pub fn extend_drain(&mut self, by: Duration, generation: Option<u64>) -> Result<()> {
+        let by_ms = Some(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
+        self.order(Ask { by_ms, generation, ..Question::ExtendDrain.into() })
+    }
+
+    /// Ends the drain of those who drain, or of the one that owned this generation, as if its deadline had passed. It
+    /// answers when they have begun to end, or have ended.
+    ///
+    /// # Errors
+    /// As for [`extend_drain`](Client::extend_drain).
+    pub fn finish_drain(&mut self, generation: Option<u64>) -> Result<()> {
+        self.order(Ask { generation, ..Question::FinishDrain.into() })
+    }
+
     /// Asks for something to be done, and waits until it is.
     fn order(&mut self, ask: impl Into<Ask>) -> Result<()> {
         self.ask(ask)?;

@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::{ProbationStatus, Status};
+    use crate::status::{DrainStatus, PredecessorEnd, ProbationStatus, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -63,6 +63,7 @@ pub(crate) mod driver {
         StandBy,
         Resume,
         Leave(Reason),
+        PredecessorGone(PredecessorEnd),
         Exit,
     }
 
@@ -109,6 +110,10 @@ pub(crate) mod driver {
         progress(&mut; &str) -> Result<()>;
         ready(&mut;) -> Result<()>;
         elder(&;) -> Option<&Who>;
+        drainer(&;) -> Option<&DrainStatus>;
+        elder_end(&;) -> Option<PredecessorEnd>;
+        await_elder(&mut; Duration) -> Result<()>;
+        look_for_elder(&mut;) -> Result<Option<Option<PredecessorEnd>>>;
         is_last_holder(&;) -> bool;
         status(&;) -> Status;
         released(&mut;) -> Result<()>;
@@ -150,6 +155,7 @@ pub(crate) mod driver {
 
 pub(crate) mod wake {
     use super::Error;
+    use crate::ages::Age;
     use crate::error::Result;
 
     #[derive(Debug)]
@@ -168,11 +174,11 @@ pub(crate) mod wake {
             match *self {}
         }
 
-        pub(crate) fn take_lease(&self) {
+        pub(crate) fn take_lease(&self) -> Age {
             match *self {}
         }
 
-        pub(crate) fn drop_lease(&self) {
+        pub(crate) fn drop_lease(&self, _: Age) {
             match *self {}
         }
 
@@ -392,6 +398,22 @@ pub(crate) mod client {
         /// # Errors
         /// None: there is no such value.
         pub fn stop(&mut self) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Moves the drain deadline of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn extend_drain(&mut self, _: Duration, _: Option<u64>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Ends the drain of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn finish_drain(&mut self, _: Option<u64>) -> Result<()> {
             match self.never {}
         }
     }

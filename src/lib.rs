@@ -46,7 +46,7 @@
 //! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `guests`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `ages`, `error`, `guests`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
@@ -54,6 +54,7 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "what is below the public types has no use there"))]
 
 mod adapter;
+mod ages;
 mod claim;
 #[cfg(target_os = "linux")]
 mod client;
@@ -136,7 +137,7 @@ pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
-pub use status::{DrainStatus, ListenerStatus, Phase, ProbationStatus, Status, TakeoverStatus};
+pub use status::{DrainStatus, ListenerStatus, Phase, PredecessorEnd, ProbationStatus, Status, TakeoverStatus};
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report, StateOutcome};

@@ -94,6 +94,7 @@ impl Say {
                 state: false,
                 probation_ms: None,
                 history: false,
+                drain_links: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

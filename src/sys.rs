@@ -287,6 +287,14 @@ pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
     RawFd::try_from(number).map(adopt).map_err(io::Error::other)
 }
 
+/// `SIOCOUTQ`: how much of what was sent on a Unix socket the other side has not read yet; 0 is nothing.
+pub(crate) fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int there.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if done == 0 { Ok(usize::try_from(bytes).unwrap_or_default()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Runs a system call that may raise `SIGPIPE` in this thread and has no flag against it, and takes the signal back.
 ///
 /// Rust's own runtime ignores that signal; a host in C, or a program that has set it back, would be killed by a client

@@ -16,6 +16,7 @@ use crate::protocol::predecessor::Reason;
 use crate::rehearsal::Rehearsal;
 use crate::serving::{Event, Serving};
 use crate::starting::Starting;
+use crate::status::PredecessorEnd;
 
 impl Handoff {
     /// Starts, and waits until everything is here: as the successor of the process that serves, or as the first.
@@ -175,6 +176,25 @@ impl Serving {
         loop {
             if let Some(event) = self.process()? {
                 return Ok(event);
+            }
+            wait(&[self.as_fd()], None)?;
+        }
+    }
+
+    /// Waits until the process has ended from which this one has taken the service over, for so long at most.
+    /// [`PredecessorEnd::Absent`] where there was none. `None`: it is still there, because the time is over, or because
+    /// something has happened that cannot wait; the next [`process`](Serving::process) says what that is.
+    ///
+    /// The control socket is answered meanwhile, and nothing is accepted. A program that serves meanwhile learns of the end
+    /// by [`Event::PredecessorGone`], which follows in any case.
+    ///
+    /// # Errors
+    /// As for [`process`](Serving::process).
+    pub fn wait_for_predecessor(&mut self, within: Duration) -> Result<Option<PredecessorEnd>> {
+        self.driver.await_elder(within)?;
+        loop {
+            if let Some(end) = self.driver.look_for_elder()? {
+                return Ok(end);
             }
             wait(&[self.as_fd()], None)?;
         }

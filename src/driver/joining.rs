@@ -17,7 +17,7 @@ use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::status::{DrainStatus, Phase};
+use crate::status::Phase;
 use crate::table::{Held, Outcome, index};
 use crate::{listener, sys};
 
@@ -140,8 +140,8 @@ impl Driver {
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
         let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
-        let (state, history) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
-        let hello = Hello { state, history, probation_ms, ..hello };
+        let (state, takeover) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
+        let hello = Hello { state, history: takeover, drain_links: takeover, probation_ms, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
@@ -189,32 +189,6 @@ impl Driver {
         self.meet_probation();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
-        }
-    }
-
-    /// The predecessor's pidfd became readable. What it had sent is read first, then the death counts.
-    pub(super) fn elder_died(&mut self) {
-        if let Some(pidfd) = self.elder_pidfd.take() {
-            self.poller.forget(pidfd.as_fd());
-            let drained = !self.has_giver() && self.elder.take().is_some();
-            if drained {
-                self.changed = true;
-                self.remove_dropped();
-                self.steer_groups();
-                info!("predecessor gone");
-            }
-            if let Some(link) = self.link {
-                self.talk(link);
-            }
-            if drained {
-                self.note_later_step("gone");
-            }
-            // A child of the dead may hold the other end open for ever; nothing more will come.
-            if let Some(link) = self.link.take() {
-                self.forget_peer(link);
-            }
-            self.work.push_back(Work::Successor(successor::Input::Died));
-            self.owner_hears_of_elder(predecessor::Input::Died);
         }
     }
 
@@ -423,11 +397,7 @@ impl Driver {
             }
             warn!("{error}");
         }
-        if let Some(successor) = &self.successor
-            && !successor.predecessor_died()
-        {
-            self.elder = Some(DrainStatus { who: successor.predecessor().clone(), in_flight: None, left_ms: None });
-        }
+        self.meet_elder();
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
         }
@@ -531,17 +501,6 @@ impl Driver {
         {
             warn!("cannot let others in at {}: {error}", lock_path(path).display());
         }
-    }
-
-    /// The predecessor, while there is one that is not known to be dead.
-    pub(crate) fn elder(&self) -> Option<&crate::error::Who> {
-        let successor = self.successor.as_ref()?;
-        (!successor.predecessor_died()).then(|| successor.predecessor())
-    }
-
-    /// Whether dropping everything now would close the last copies of inherited listeners: the predecessor is dead.
-    pub(crate) fn is_last_holder(&self) -> bool {
-        self.successor.as_ref().is_some_and(Successor::predecessor_died) && self.table.len() > 0
     }
 }
 

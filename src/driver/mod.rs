@@ -7,6 +7,9 @@
 //! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
 //! this process, and `supervised` what it has to know.
 
+mod drain_link;
+mod drainers;
+mod elder;
 mod entries;
 mod family;
 mod folder;
@@ -20,6 +23,7 @@ mod peers;
 mod probation;
 mod receiving;
 mod state;
+mod steered;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
 mod supervised;
 mod telling;
@@ -35,11 +39,13 @@ use log::{debug, info};
 use mio::Interest;
 use nix::sys::inotify::Inotify;
 
+use self::drainers::Drainers;
 use self::family::Family;
 use self::groups::Group;
 use self::history::Journal;
 use self::probation::Probation;
 use self::state::Arriving;
+use self::steered::Tail;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
 use crate::connection::Connection;
@@ -56,7 +62,7 @@ use crate::protocol::successor::{self, Successor};
 use crate::protocol::{Deadlines, Timer};
 use crate::shared::SharedFd;
 use crate::spare::Spares;
-use crate::status::{DrainStatus, Phase};
+use crate::status::{DrainStatus, Phase, PredecessorEnd};
 use crate::sys;
 use crate::table::{Held, Table};
 use crate::temporary::Temporary;
@@ -128,6 +134,8 @@ pub(crate) enum Notice {
     StandBy,
     Resume,
     Leave(Reason),
+    /// The process that this one followed has ended.
+    PredecessorGone(PredecessorEnd),
     Exit,
 }
 
@@ -143,6 +151,10 @@ enum Key {
     Crowded(Peer),
     Accept,
     Drain,
+    /// How long the application waits for the end of the predecessor.
+    Elder,
+    /// How long a client waits until those who drain have obeyed.
+    Relay(Peer),
     /// Time to show systemd that this process lives.
     #[cfg(feature = "systemd")]
     Watchdog,
@@ -186,6 +198,14 @@ pub(crate) struct Driver {
     elder_pidfd: Option<OwnedFd>,
     /// The predecessor, while it drains.
     elder: Option<DrainStatus>,
+    /// Its last word: whether its drain was forced.
+    elder_bye: Option<bool>,
+    /// How it ended.
+    elder_end: Option<PredecessorEnd>,
+    /// The drain links of those before this process.
+    drainers: Drainers,
+    /// This process's own, while it drains.
+    tail: Option<Tail>,
     /// What there is to remember of a probation.
     probation: Probation,
     /// The pidfd of a successor whose connection is gone.
@@ -259,6 +279,10 @@ impl Driver {
             link: None,
             elder_pidfd: None,
             elder: None,
+            elder_bye: None,
+            elder_end: None,
+            drainers: Drainers::default(),
+            tail: None,
             probation: Probation::default(),
             heir_pidfd: None,
             departing: None,
@@ -337,7 +361,7 @@ impl Driver {
     /// Takes what waits to be read.
     fn read_on(&mut self) -> Result<()> {
         for peer in std::mem::take(&mut self.unread) {
-            self.talk(peer);
+            self.hear(peer);
             self.run()?;
         }
         if self.unaccepted {
@@ -359,12 +383,27 @@ impl Driver {
                 token if token < FIRST_PEER => self.manager_answers(token),
                 token => {
                     let peer = ((token - FIRST_PEER) / 2) as Peer;
-                    if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
+                    if token % 2 == FIRST_PEER % 2 { self.hear(peer) } else { self.died(peer) }
                 }
             }
             self.run()?;
         }
         Ok(())
+    }
+
+    /// Something can be read, from a connection or a drain link.
+    fn hear(&mut self, peer: Peer) {
+        if self.drainers.has(peer) {
+            self.hear_drainer(peer);
+        } else if self.tail.as_ref().is_some_and(|tail| tail.id == peer) {
+            self.hear_steering();
+        } else {
+            self.talk(peer);
+        }
+    }
+
+    fn died(&mut self, peer: Peer) {
+        if self.drainers.has(peer) { self.drainer_died(peer) } else { self.peer_died(peer) }
     }
 
     /// Whether something is left to do of which no event will tell.
@@ -469,8 +508,9 @@ impl Driver {
             Key::Accept if self.family.accepting => self.accept(),
             Key::Accept if self.owns() => self.start_control(),
             Key::Accept => {}
-            // The drain itself looks at whether its deadline is still armed.
-            Key::Drain => {}
+            // The drain itself looks at whether its deadline is still armed, and so does who waits for the predecessor.
+            Key::Drain | Key::Elder => {}
+            Key::Relay(client) => self.relay_expired(client),
             #[cfg(feature = "systemd")]
             Key::Watchdog => self.pet_watchdog(),
             #[cfg(feature = "systemd")]

@@ -137,6 +137,9 @@ impl Driver {
                     if let Message::Released(_) = message {
                         self.tell_heir_history(peer, true);
                     }
+                    if let Message::Bye(bye) = &message {
+                        self.say_bye_by_tail(bye);
+                    }
                     self.send(peer, &message);
                 }
                 Output::Refuse(peer, why) => self.refuse(peer, why),
@@ -163,6 +166,7 @@ impl Driver {
                     let history = self.history();
                     self.send(peer, &history);
                 }
+                Output::Steer(peer, ask) => self.steer(peer, &ask),
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
                     if self.phase() == Phase::StandingBy {
@@ -257,7 +261,7 @@ impl Driver {
         self.poller.disarm(Key::Accept);
     }
 
-    fn refuse(&mut self, peer: Peer, mut why: Refusal) {
+    pub(super) fn refuse(&mut self, peer: Peer, mut why: Refusal) {
         if why.code == "probation" {
             let (since, left) = self.probation_times();
             why.since_ms = since.map(|since| since.as_millis() as u64);
@@ -337,6 +341,8 @@ impl Driver {
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
+                self.drop_tail();
+                self.wake_drainers();
                 self.owns_again();
                 self.comes_back();
                 Notice::Resume
@@ -362,6 +368,9 @@ impl Driver {
                 }
                 self.wake.set_draining(true);
                 self.poller.arm(Key::Drain, self.settings.drain_within);
+                if reason == Reason::Successor {
+                    self.hand_on_drainers();
+                }
                 Notice::Leave(reason)
             }
             predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
@@ -420,6 +429,7 @@ impl Driver {
         let in_flight = self.wake.leases();
         let left = self.drain_left();
         self.owner(predecessor::Input::InFlight { in_flight, left });
+        self.report_by_tail(false);
     }
 
     /// Until the drain deadline; `None` where there is none.

@@ -34,6 +34,8 @@ impl Driver {
     pub(super) fn forget_peer(&mut self, peer: Peer) {
         self.poller.disarm(Key::Peer(peer));
         self.poller.disarm(Key::Crowded(peer));
+        self.poller.disarm(Key::Relay(peer));
+        self.drainers.forget_client(peer);
         self.offered.remove(&peer);
         self.giver_gone(peer);
         let Some(mut connection) = self.connections.remove(&peer) else { return };
@@ -91,6 +93,9 @@ impl Driver {
         }
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
+        }
+        if let (Message::Hello(hello), Some(connection)) = (&message, self.connections.get_mut(&peer)) {
+            connection.takes_drain_links = hello.drain_links;
         }
         // A client that says nothing more is closed. Who takes over has the machine's deadlines, and may be silent for as
         // long as they let him; who watches is exempted when his status is sent.

@@ -37,8 +37,8 @@ impl Driver {
             self.takeover_since = Some(Instant::now());
         }
         let probation = (predecessor.stands_by(), predecessor.stands_by_for());
-        let told =
-            format!("{phase} {} {:?} {:?} {probation:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+        let takeover = predecessor.takeover();
+        let told = format!("{phase} {generation} {takeover:?} {:?} {probation:?}", self.all_drainers());
         if told == self.told {
             return;
         }
@@ -139,6 +139,7 @@ impl Driver {
             }),
             // One that stands by does not drain.
             predecessor: self.elder.clone().filter(|_| probation.is_none()),
+            drainers: self.all_drainers(),
             probation,
             listener_count: listeners.len() as u32,
             listeners,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::history::{TakeoverRecord, shorten};
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
-use crate::status::{ListenerStatus, Status};
+use crate::status::{DrainStatus, ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
 use crate::words::words;
 
@@ -60,6 +60,9 @@ pub(crate) struct Hello {
     /// It takes a [`History`].
     #[serde(default)]
     pub(crate) history: bool,
+    /// It takes the drain links of its predecessor, and of those before it that still drain.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) drain_links: bool,
     /// For how long it asks the predecessor to stand by after the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
@@ -217,6 +220,12 @@ pub(crate) struct Draining {
     /// Until the drain deadline.
     #[serde(default)]
     pub(crate) left_ms: Option<u64>,
+    /// For how long the oldest of it has been going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) oldest_ms: Option<u64>,
+    /// The number of the last [`Steer`] that was obeyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) obeyed: Option<u64>,
 }
 
 /// The predecessor's last words.
@@ -232,8 +241,38 @@ pub(crate) struct Bye {
     pub(crate) stays: bool,
 }
 
+/// A process that drains, and whose drain link follows, with its pidfd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Drainer {
+    pub(crate) drain: DrainStatus,
+    /// Its last word, where it has said it: whether its drain was forced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) forced: Option<bool>,
+}
+
 words! {
-    /// What a control client asks. `Status` and `Watch` change nothing.
+    /// What is to become of a drain.
+    pub(crate) enum Order {
+        /// Its deadline moves.
+        Extend = "extend",
+        /// Its deadline has passed.
+        Finish = "finish",
+    }
+}
+
+/// What the owner wants of a process that drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Steer {
+    /// Random: comes back when it was obeyed.
+    pub(crate) number: u64,
+    pub(crate) order: Order,
+    /// By how much the deadline moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
+}
+
+words! {
+    /// What a control client asks. `Status`, `Watch` and `History` change nothing.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -249,6 +288,10 @@ words! {
         Probation = "probation",
         /// The last takeovers.
         History = "history",
+        /// Move the deadline of those who drain.
+        ExtendDrain = "extend-drain",
+        /// End the drain of those who drain, now.
+        FinishDrain = "finish-drain",
     }
 }
 
@@ -262,11 +305,17 @@ pub(crate) struct Ask {
     /// For how long: of `Probation`; nothing takes the wish back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// By how much: of `ExtendDrain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
+    /// Whose: of `ExtendDrain` and `FinishDrain`; nothing means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
 }
 
 impl From<Question> for Ask {
     fn from(question: Question) -> Ask {
-        Ask { question, reason: String::new(), probation_ms: None }
+        Ask { question, reason: String::new(), probation_ms: None, by_ms: None, generation: None }
     }
 }
 
@@ -397,6 +446,8 @@ messages! {
     16 State "state";
     17 TakeBack "take-back";
     20 History "history";
+    24 Drainer "drainer";
+    25 Steer "steer";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -418,6 +469,7 @@ impl Message {
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
             // A client keeps what it is told until all of it is there.
             Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
+            Message::Status(status) if status.drainers.len() > MAX_PER_FRAME => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

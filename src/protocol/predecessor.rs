@@ -14,7 +14,7 @@ use self::probation::Probation;
 use self::rehearsal::Rehearsal;
 use self::standing_by::Standing;
 use super::message::{
-    Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants, cut,
+    Abort, Ask, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants, cut,
 };
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
@@ -163,6 +163,8 @@ pub(crate) enum Output {
     EndProbation,
     /// Answer with the last takeovers.
     TellHistory(Peer),
+    /// Pass on what a client wants of those who drain, and answer him when they have obeyed.
+    Steer(Peer, Ask),
     /// Close once everything that was sent is written.
     Close(Peer),
     /// Take byte 1 shared.
@@ -428,7 +430,7 @@ impl Predecessor {
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
-                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms }.into()));
+                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms, ..Draining::default() }.into()));
                 }
             }
             Input::Finish { forced, in_flight } => self.finish(forced, in_flight, out),
@@ -450,6 +452,11 @@ impl Predecessor {
                 Question::Confirm => self.asked_to_confirm(peer, out),
                 Question::Rollback => self.asked_to_give_back(peer, ask.reason, out),
                 Question::Probation => self.asked_to_stand_by(peer, ask.probation_ms, out),
+                Question::ExtendDrain | Question::FinishDrain => self.asked_to_steer(peer, ask, out),
+                // A refusal closes, and whoever was at something must not stay at it.
+                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, "a question that this version does not know".to_owned(), out);
+                }
                 Question::Unknown => {
                     self.decline(peer, Refusal::new("unsupported", "this version cannot do that"), out);
                 }
@@ -461,6 +468,15 @@ impl Predecessor {
             _ if self.is_giver(peer) => {}
             message => self.fault(peer, format!("{} out of order", message.word()), out),
         }
+    }
+
+    /// Something is wanted of those who drain. What comes of it is for the driver, who has their links.
+    fn asked_to_steer(&mut self, peer: Peer, ask: Ask, out: &mut Vec<Output>) {
+        // A refusal closes, and whoever was at something must not stay at it.
+        if self.is_heir(peer) || self.is_rehearsal(peer) {
+            return self.fault(peer, format!("the question {} out of order", ask.question), out);
+        }
+        out.push(if self.owns() { Output::Steer(peer, ask) } else { Output::Refuse(peer, no_longer_owner()) });
     }
 
     /// A takeover or a rehearsal is asked for.
@@ -537,9 +553,7 @@ impl Predecessor {
             Stage::Starting => later("starting", "the owner is not ready yet", 200),
             _ if self.stopping => later("stopping", "the owner is about to stop", 500),
             Stage::Stopping | Stage::Gone => later("stopping", "the owner is about to stop", 500),
-            Stage::Leaving { .. } | Stage::StandingBy(_) => {
-                later("draining", "this process is no longer the owner", 100)
-            }
+            Stage::Leaving { .. } | Stage::StandingBy(_) => Err(no_longer_owner()),
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) => Err(Refusal {
                 who: Some(heir.who.clone()),
                 retry_after_ms: Some(1000),
@@ -978,6 +992,10 @@ impl Predecessor {
             _ => false,
         }
     }
+}
+
+fn no_longer_owner() -> Refusal {
+    Refusal { retry_after_ms: Some(100), ..Refusal::new("draining", "this process is no longer the owner") }
 }
 
 /// Sends as many descriptors as the window allows.

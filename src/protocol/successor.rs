@@ -262,6 +262,7 @@ impl Successor {
             state: false,
             probation_ms: None,
             history: false,
+            drain_links: false,
         }
     }
 

@@ -309,6 +309,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::Tell { peer, .. }
         | Output::Await(peer)
         | Output::TellHistory(peer)
+        | Output::Steer(peer, _)
         | Output::Close(peer) => Some(*peer),
         _ => None,
     }

@@ -70,6 +70,8 @@ pub(super) enum Asks {
     Probation(Option<u8>),
     SomethingNew,
     History,
+    ExtendDrain,
+    FinishDrain,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -150,6 +152,8 @@ impl Says {
                     Asks::Rollback => (Question::Rollback, None),
                     Asks::Probation(span) => (Question::Probation, span),
                     Asks::History => (Question::History, None),
+                    Asks::ExtendDrain => (Question::ExtendDrain, None),
+                    Asks::FinishDrain => (Question::FinishDrain, None),
                     Asks::SomethingNew => (Question::Unknown, None),
                 };
                 Ask { probation_ms: probation.map(u64::from), ..Ask::from(question) }.into()

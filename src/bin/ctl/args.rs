@@ -15,7 +15,8 @@ use crate::time;
 ///
 /// A service that hands its listeners over has a control socket. This program talks to the process that owns the
 /// service: it shows who that is and what it holds, rehearses a takeover, starts a new version beside the old one,
-/// waits for a change, and ends the service.
+/// waits for a change, steers what an
+/// old version still has to finish, and ends the service.
 #[derive(Debug, Parser)]
 #[command(name = "ctl", version, max_term_width = 100, after_long_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -35,7 +36,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` and `history` 5s, `confirm` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `history`, `drain` and `confirm` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -78,6 +79,7 @@ With --json: confirmed, owner {generation, pid, app_version}.
 Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody listens; 4 no answer in time.")]
     Confirm,
 
+    Drain(DrainArgs),
     Handoff(HandoffArgs),
     History(HistoryArgs),
     Rollback(RollbackArgs),
@@ -196,7 +198,7 @@ pub(crate) struct HandoffArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, in_flight, left}, probation {pid, app_version, for, left, overdue}, listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
@@ -324,6 +326,52 @@ pub(crate) struct WaitArgs {
     pub(crate) here: bool,
 }
 
+/// See and steer old versions that finish what they had in flight
+///
+/// A version that was replaced goes on until nothing is in flight any more, or until its drain deadline. The owner knows
+/// its predecessor and, where several takeovers came in a row, those before it; it passes on to them what is asked here.
+/// An owner that was asked to stop drains as well, and is steered in the same way.
+#[derive(Debug, Args)]
+#[command(
+    disable_help_subcommand = true,
+    after_long_help = "\
+Examples:
+  ctl drain status                      who drains, and what is it waiting for?
+  ctl drain extend 5m                   the large download may finish
+  ctl drain finish --generation 6       end what generation 6 has in flight
+
+With --json: drainers [{pid, app_version, generation, in_flight, oldest, left}], oldest being for how long the oldest of \
+what is in flight has been going on; `extend`: extended, the duration; `finish`: finished. null is unknown or absent.
+
+Exit codes: 0 done; 1 refused, for `extend` and `finish` also where nobody drains; 3 nobody listens; 4 no answer in \
+time: one that drains may be stopped, and obeys when it goes on."
+)]
+pub(crate) struct DrainArgs {
+    #[command(subcommand)]
+    pub(crate) command: DrainCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrainCommand {
+    /// Show who drains, how much is in flight, since when, and until when it may go on; an empty list where nobody does
+    Status,
+    /// Move the drain deadline
+    Extend {
+        /// By how much it moves, such as 30s or 5m
+        #[arg(value_name = "DURATION", value_parser = time::parse)]
+        by: Duration,
+        /// Only that of this generation; of all that drain unless told otherwise
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+    /// End the drain now, with whatever is still in flight
+    Finish {
+        /// Only that of this generation; of all that drain unless told otherwise
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+}
+
 const AFTER_HELP: &str = "\
 Examples:
   export HEIRLOOM_SOCKET=/run/shop/handoff.sock
@@ -336,6 +384,7 @@ Examples:
   ctl upgrade --probation 5m -- ./shop      the same, and the old one can take the service back
   ctl rollback                              now it does
   ctl wait --drained --timeout 30s          until the old version is gone
+  ctl drain extend 5m                       an old version may take longer to finish
   ctl stop                                  end the service
 
 Environment:

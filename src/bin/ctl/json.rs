@@ -21,6 +21,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
         "probation": status.probation.as_ref().map(probation),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
@@ -85,7 +86,9 @@ fn drain(drain: &DrainStatus) -> Value {
     json!({
         "pid": pid(drain.who.pid),
         "app_version": drain.who.app_version,
+        "generation": drain.generation,
         "in_flight": drain.in_flight,
+        "oldest": milliseconds(drain.oldest_ms),
         "left": milliseconds(drain.left_ms),
     })
 }
@@ -102,7 +105,7 @@ fn listener(listener: &ListenerStatus) -> Value {
 }
 
 /// `null` for 0, which is no process (pid_namespaces(7)).
-fn pid(pid: u32) -> Option<u32> {
+pub(crate) fn pid(pid: u32) -> Option<u32> {
     Some(pid).filter(|pid| *pid != 0)
 }
 
@@ -111,6 +114,6 @@ fn address(entry: &Entry) -> Option<&str> {
     Some(entry.address.as_str()).filter(|address| !address.is_empty())
 }
 
-fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
+pub(crate) fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
     milliseconds.map(|milliseconds| time::duration(Duration::from_millis(milliseconds)))
 }

@@ -7,6 +7,7 @@
 mod args;
 mod check;
 mod completions;
+mod drain;
 mod failure;
 mod follow;
 mod handoff;
@@ -67,6 +68,7 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
         Command::Check(args) => check::run(&global, &args, printer),
+        Command::Drain(args) => drain::run(&global, &args.command, printer),
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
         Command::History(args) => history::run(&global, &args, printer),

@@ -86,8 +86,8 @@ pub(crate) fn text(status: &Status) -> String {
     if let Some(takeover) = &status.takeover {
         row("takeover", self::takeover(takeover));
     }
-    if let Some(predecessor) = &status.predecessor {
-        row("draining", drain(predecessor));
+    for drainer in drainers(status) {
+        row("draining", drain(drainer));
     }
     if let Some(probation) = &status.probation {
         row("probation", self::probation(probation, owns(status)));
@@ -128,13 +128,18 @@ pub(crate) fn brief(status: &Status) -> String {
     if let Some(takeover) = &status.takeover {
         line.push_str(&format!("; takeover by {}", self::takeover(takeover)));
     }
-    if let Some(predecessor) = &status.predecessor {
-        line.push_str(&format!("; draining: {}", drain(predecessor)));
+    for drainer in drainers(status) {
+        line.push_str(&format!("; draining: {}", drain(drainer)));
     }
     if let Some(probation) = &status.probation {
         line.push_str(&format!("; probation: {}", self::probation(probation, owns(status))));
     }
     line
+}
+
+/// All that drain; an owner of an older version tells of its predecessor alone.
+pub(crate) fn drainers(status: &Status) -> &[DrainStatus] {
+    if status.drainers.is_empty() { status.predecessor.as_slice() } else { &status.drainers }
 }
 
 fn takeover(takeover: &TakeoverStatus) -> String {

@@ -78,6 +78,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         network_namespace: Some(1),
         state: true,
         history: true,
+        drain_links: false,
         probation_ms: None,
     };
     let offer = Offer {
@@ -145,7 +146,9 @@ fn samples() -> BTreeMap<&'static str, Message> {
             who: Who { pid: 4100, app_version: "2.0.8".to_owned() },
             in_flight: Some(1),
             left_ms: Some(12_000),
+            ..DrainStatus::default()
         }),
+        drainers: Vec::new(),
         probation: None,
         listener_count: 1,
         listeners: Vec::new(),
@@ -162,7 +165,24 @@ fn samples() -> BTreeMap<&'static str, Message> {
     let on_probation = ProbationStatus { who: who.clone(), since_ms: 1500, left_ms: Some(58_500), overdue: false };
     let back =
         TakeBack { nonce: 0x0123_4567_89ab_cdef, reason: "check failed".to_owned(), lost: vec!["metrics".to_owned()] };
+    let drain = DrainStatus {
+        who: Who { pid: 4000, app_version: "2.0.7".to_owned() },
+        generation: Some(6),
+        in_flight: Some(1),
+        left_ms: Some(12_000),
+        oldest_ms: Some(48_000),
+    };
+    let steered =
+        Draining { in_flight: 2, left_ms: Some(58_500), oldest_ms: Some(61_000), obeyed: Some(0x0123_4567_89ab_cdef) };
     BTreeMap::from([
+        ("hello-drain-links", Hello { drain_links: true, ..hello.clone() }.into()),
+        ("draining-steered", steered.into()),
+        ("drainer", Drainer { drain: drain.clone(), forced: None }.into()),
+        ("drainer-gone", Drainer { drain: drain.clone(), forced: Some(true) }.into()),
+        ("steer", Steer { number: 0x0123_4567_89ab_cdef, order: Order::Extend, by_ms: Some(30_000) }.into()),
+        ("ask-extend-drain", Ask { by_ms: Some(30_000), ..Ask::from(Question::ExtendDrain) }.into()),
+        ("ask-finish-drain", Ask { generation: Some(6), ..Ask::from(Question::FinishDrain) }.into()),
+        ("status-drainers", Status { generation: 8, drainers: vec![drain], ..Status::default() }.into()),
         ("hello-probation", Hello { probation_ms: probation, ..hello.clone() }.into()),
         ("offer-probation", Offer { probation_ms: probation, ..offer.clone() }.into()),
         ("owning-probation", Owning { generation: 8, probation_ms: probation }.into()),
@@ -186,7 +206,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8, probation_ms: None }.into()),
         ("confirmed", Confirmed {}.into()),
-        ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
+        ("draining", Draining { in_flight: 2, left_ms: Some(28_500), ..Draining::default() }.into()),
         ("bye", Bye { forced: false, in_flight: 0, stays: false }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
         ("ask-status", Ask::from(Question::Status).into()),
@@ -417,7 +437,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     }
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
-    let on_probation = sample("status-probation");
+    let (on_probation, draining) = (sample("status-probation"), sample("status-drainers"));
     let history = sample("history");
     let record = field(&history, "takeovers");
     let takeover = field(&status, "takeover");
@@ -429,7 +449,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("file", field(field(&entries, "entries"), "file")),
         ("socket", field(field(&entries, "entries"), "socket")),
         ("takeover", takeover),
-        ("drain", field(&status, "predecessor")),
+        ("drain", field(&draining, "drainers")),
         ("probation", field(&on_probation, "probation")),
         ("listener", field(&listeners, "listeners")),
         ("record", record),
