@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
 
 mod check;
+mod hold;
+mod rescue;
 pub(crate) mod stage;
 
 #[test]

@@ -416,6 +416,22 @@ pub(crate) mod client {
         pub fn finish_drain(&mut self, _: Option<u64>) -> Result<()> {
             match self.never {}
         }
+
+        /// Has the owner refuse takeovers.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn hold(&mut self, _: &str, _: Option<Duration>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Has the owner refuse takeovers no longer.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn lift(&mut self) -> Result<()> {
+            match self.never {}
+        }
     }
 
     impl AsFd for Client {

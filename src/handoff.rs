@@ -287,7 +287,29 @@ impl Handoff {
         self.enter(Wants::Rehearsal).map(|driver| Joining { driver, started: false })
     }
 
-    fn enter(mut self, wants: Wants) -> Result<Box<Driver>> {
+    /// Ends the owner from which these copies were taken, and owns in its place. Where nobody owned, nobody is ended.
+    ///
+    /// The next generation begins with it. Everybody who connects meanwhile waits in the queues. Warm up, then say
+    /// [`ready`](Starting::ready), as after any start. From here on this process holds the only copies: dropping what
+    /// comes back closes them.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`](crate::Error::Superseded) where a successor of the old owner took over first, and serves;
+    /// [`Error::Deadline`](crate::Error::Deadline) where it does not die in 30 s; [`Error::Io`](crate::Error::Io).
+    #[cfg(all(feature = "ctl", target_os = "linux"))]
+    pub fn rescue(self, wreck: crate::rescue::Wreck) -> Result<Starting> {
+        let (settings, wake) = self.settings(Wants::Takeover)?;
+        Driver::rescue(settings, wake, wreck).map(Starting::new)
+    }
+
+    fn enter(self, wants: Wants) -> Result<Box<Driver>> {
+        let within = self.deadlines.start;
+        let (settings, wake) = self.settings(wants)?;
+        Driver::begin(settings, within, wake)
+    }
+
+    /// Checks the path, and everything else that can be.
+    fn settings(mut self, wants: Wants) -> Result<(Settings, Arc<Wake>)> {
         let path = control::resolve(&self.path)?;
         if let Some(state) = &self.state {
             check_name(&state.schema)?;
@@ -301,7 +323,6 @@ impl Handoff {
         let pid_file = self.pid_file.take().map(std::path::absolute).transpose();
         let pid_file = pid_file.map_err(|error| Error::io("find the current folder", error))?;
         let wake = self.wake()?;
-        let within = self.deadlines.start;
         let settings = Settings {
             path,
             app_version: self.app_version,
@@ -322,7 +343,7 @@ impl Handoff {
             wants,
             temporary: self.temporary,
         };
-        Driver::begin(settings, within, wake)
+        Ok((settings, wake))
     }
 }
 

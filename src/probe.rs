@@ -95,6 +95,7 @@ impl Say {
                 probation_ms: None,
                 history: false,
                 drain_links: false,
+                hold: true,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

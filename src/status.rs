@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Who;
+use crate::hold::Hold;
 use crate::words::words;
 
 words! {
@@ -156,6 +157,9 @@ pub struct Status {
     /// The probation that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probation: Option<ProbationStatus>,
+    /// Why takeovers are refused for now, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

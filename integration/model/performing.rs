@@ -435,7 +435,7 @@ impl World {
                 process.send(peer as LinkId, Packet::Message(state.into()));
                 process.send(peer as LinkId, Packet::Descriptors { count: 1, family: None, service: None });
             }
-            Output::Tell { .. } | Output::TellHistory(_) | Output::Await(_) | Output::Steer(..) => {}
+            Output::Tell { .. } | Output::TellHistory(_) | Output::Await(_) | Output::Steer(..) | Output::Hold(_) => {}
             Output::EndProbation => self.kernel.leave(pid),
             Output::Close(peer) => process.close_after_writing(peer as LinkId),
             Output::JoinTakeover => self.join_takeover(rules, pid),

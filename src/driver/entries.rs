@@ -90,6 +90,7 @@ impl Driver {
     fn entries_changed(&mut self) -> Result<()> {
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
+            self.inventory.is_stale();
         }
         self.changed = true;
         self.leave()

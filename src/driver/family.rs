@@ -115,6 +115,39 @@ impl Family {
         Ok(taken)
     }
 
+    /// With a copy of the lease in hand: opens a description, and bars takeovers with it where none is under way. Gives the
+    /// generation of the moment.
+    #[cfg(feature = "ctl")]
+    pub(super) fn bar(&mut self, path: &Path) -> io::Result<u64> {
+        let description = LockDescription::new(self.open_description(path)?);
+        let generation = description.read()?.generation;
+        description.bar_takeovers()?;
+        self.lock = Some(description);
+        Ok(generation)
+    }
+
+    /// The generation in the file.
+    #[cfg(feature = "ctl")]
+    pub(super) fn generation(&self) -> io::Result<u64> {
+        self.lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), |lock| Ok(lock.read()?.generation))
+    }
+
+    /// After [`bar`](Family::bar): takes byte 0, and writes the next generation. `None` where a lock is busy.
+    #[cfg(feature = "ctl")]
+    pub(super) fn seize(&self) -> Result<Option<u64>> {
+        let Some(lock) = &self.lock else { return Ok(None) };
+        let taken = || -> io::Result<Option<u64>> {
+            if !lock.bar_takeovers()? || !lock.take_owner()? {
+                return Ok(None);
+            }
+            let generation = lock.read()?.generation.saturating_add(1);
+            lock.write(Content { generation, nonce: 0 })?;
+            lock.leave_takeover()?;
+            Ok(Some(generation))
+        };
+        taken().map_err(|error| Error::io("take the owner lock", error))
+    }
+
     /// Byte 1, shared.
     pub(super) fn join_takeover(&self) -> io::Result<bool> {
         let Some(lock) = &self.lock else { return Ok(false) };

@@ -65,6 +65,7 @@ impl Driver {
                 self.family.inode = listener::path_inode(&path);
                 if let Some(predecessor) = &mut self.predecessor {
                     predecessor.set_path_inode(self.family.inode);
+                    self.inventory.is_stale();
                 }
                 self.start_control();
             }

@@ -8,6 +8,7 @@ use log::{info, warn};
 use mio::Interest;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::hold::HoldClock;
 use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Result};
@@ -172,7 +173,7 @@ impl Driver {
     }
 
     /// This process holds byte 0: from here on it is the owner's machine that decides.
-    fn become_owner(&mut self, generation: u64) {
+    pub(super) fn become_owner(&mut self, generation: u64) {
         let mut predecessor = Predecessor::new(
             generation,
             self.table.len() as u32,
@@ -187,6 +188,7 @@ impl Driver {
         predecessor.set_stays(self.settings.process_stays);
         self.predecessor = Some(predecessor);
         self.meet_probation();
+        self.go_on_with_hold();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }
@@ -356,6 +358,7 @@ impl Driver {
         self.manifest.clear();
         self.checks.clear();
         self.arriving = None;
+        self.hold_clock = HoldClock::default();
     }
 
     /// Tells the predecessor that the warm-up goes on.
@@ -401,6 +404,7 @@ impl Driver {
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
         }
+        self.inventory.is_stale();
         self.family.founder = false;
         self.owner(predecessor::Input::Ready);
         self.watch_folder();

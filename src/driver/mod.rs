@@ -15,6 +15,8 @@ mod family;
 mod folder;
 mod groups;
 mod history;
+mod hold;
+mod inventory;
 mod joining;
 mod owning;
 #[cfg(feature = "systemd")]
@@ -22,6 +24,8 @@ mod passed;
 mod peers;
 mod probation;
 mod receiving;
+#[cfg(feature = "ctl")]
+mod rescuing;
 mod state;
 mod steered;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
@@ -43,6 +47,8 @@ use self::drainers::Drainers;
 use self::family::Family;
 use self::groups::Group;
 use self::history::Journal;
+use self::hold::HoldClock;
+use self::inventory::Kept;
 use self::probation::Probation;
 use self::state::Arriving;
 use self::steered::Tail;
@@ -234,6 +240,10 @@ pub(crate) struct Driver {
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
+    /// When a hold ends, and what was said of it before this process owned.
+    hold_clock: HoldClock,
+    /// What a rescuer would need of this process.
+    inventory: Kept,
     /// How the drain ended: whether its deadline did it, and with how many leases held.
     finished: Option<(bool, u64)>,
     /// What nobody claimed and has a path. A predecessor that comes back needs the path; and as long as the socket is
@@ -259,11 +269,21 @@ pub(crate) struct Driver {
 impl Driver {
     /// Begins a start, or a rehearsal: everything that needs no waiting is done at once.
     pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Box<Driver>> {
+        let mut driver = Driver::new(settings, wake)?;
+        driver.meet_manager();
+        let mut out = Vec::new();
+        driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
+        driver.perform_starter(out)?;
+        driver.leave()?;
+        Ok(driver)
+    }
+
+    fn new(settings: Settings, wake: Arc<Wake>) -> Result<Box<Driver>> {
         let poller = Poller::new().map_err(|error| Error::io("make an epoll instance", error))?;
         poller
             .watch(wake.as_fd(), WAKE, Interest::READABLE)
             .map_err(|error| Error::io("watch the stop handle", error))?;
-        let mut driver = Box::new(Driver {
+        Ok(Box::new(Driver {
             pid: std::process::id(),
             namespace: own_network_namespace(),
             family: Family::default(),
@@ -272,6 +292,8 @@ impl Driver {
             dropped: Vec::new(),
             groups: Vec::new(),
             finished: None,
+            hold_clock: HoldClock::default(),
+            inventory: Kept::default(),
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_peer: 0,
@@ -313,13 +335,7 @@ impl Driver {
             settings,
             wake,
             poller,
-        });
-        driver.meet_manager();
-        let mut out = Vec::new();
-        driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
-        driver.perform_starter(out)?;
-        driver.leave()?;
-        Ok(driver)
+        }))
     }
 
     /// What every call from outside begins with: a forked child shares lock and epoll with its parent, and must not act.
@@ -331,6 +347,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
+        self.leave_inventory();
         if !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
@@ -350,7 +367,7 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if self.has_more() {
+        if self.leave_inventory() || self.has_more() {
             // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }

@@ -126,7 +126,8 @@ impl Driver {
                     self.send(peer, &back.into());
                 }
                 Output::Send(peer, message) => {
-                    if let Message::Done(_) = message {
+                    let stops = self.predecessor.as_ref().is_some_and(predecessor::Predecessor::is_to_stop);
+                    if matches!(message, Message::Done(_)) && stops {
                         // Who asked for a stop sees it by the end of his connection, whenever that is.
                         self.poller.disarm(Key::Peer(peer));
                     }
@@ -207,6 +208,7 @@ impl Driver {
                         error!("cannot give the owner lock back: {error}");
                     }
                 }
+                Output::Hold(hold) => self.keep_hold(hold),
                 Output::Claim(claim) => {
                     let found = self.family.reclaim(claim, self.generation()).unwrap_or_else(|error| {
                         warn!("cannot take the owner lock back: {error}");
@@ -269,6 +271,7 @@ impl Driver {
         } else if why.who.is_some() {
             why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
         }
+        self.date_refusal(&mut why);
         info!("refused a peer: {why}");
         self.send(peer, &Message::Refused(why));
         self.close_after_writing(peer);

@@ -102,6 +102,11 @@ impl Driver {
         if self.is_client(peer) {
             self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
         }
+        let mut message = message;
+        self.end_hold_in_time();
+        if let Message::Ask(ask) = &mut message {
+            self.sign_hold(peer, ask);
+        }
         self.owner(predecessor::Input::Message(peer, message));
     }
 

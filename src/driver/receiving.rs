@@ -26,11 +26,16 @@ const HEADROOM: u64 = 32;
 impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        self.hear_of_hold(&message);
         if let Some(link) = self.link
             && self.elder_speaks(link)
             && !matches!(
                 message,
-                Message::Draining(_) | Message::Bye(_) | Message::Drainer(_) | Message::Descriptors(_)
+                Message::Draining(_)
+                    | Message::Bye(_)
+                    | Message::Drainer(_)
+                    | Message::Held(_)
+                    | Message::Descriptors(_)
             )
         {
             return self.owner(predecessor::Input::Message(link, message));

@@ -38,7 +38,8 @@ impl Driver {
         }
         let probation = (predecessor.stands_by(), predecessor.stands_by_for());
         let takeover = predecessor.takeover();
-        let told = format!("{phase} {generation} {takeover:?} {:?} {probation:?}", self.all_drainers());
+        let hold = self.hold().map(|hold| (hold.since, hold.reason));
+        let told = format!("{phase} {generation} {takeover:?} {:?} {probation:?} {hold:?}", self.all_drainers());
         if told == self.told {
             return;
         }
@@ -141,6 +142,7 @@ impl Driver {
             predecessor: self.elder.clone().filter(|_| probation.is_none()),
             drainers: self.all_drainers(),
             probation,
+            hold: self.hold(),
             listener_count: listeners.len() as u32,
             listeners,
         }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
 use crate::history::{TakeoverRecord, shorten};
+use crate::hold::Hold;
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
 use crate::status::{DrainStatus, ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
@@ -66,6 +67,9 @@ pub(crate) struct Hello {
     /// For how long it asks the predecessor to stand by after the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// It takes a [`Held`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) hold: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -106,6 +110,9 @@ pub(crate) struct Offer {
     /// For how long the owner will stand by after the commit, where the successor wants that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// It takes a [`Held`], too, while it drains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) hold: bool,
 }
 
 /// A part of the manifest.
@@ -292,6 +299,10 @@ words! {
         ExtendDrain = "extend-drain",
         /// End the drain of those who drain, now.
         FinishDrain = "finish-drain",
+        /// Refuse takeovers, until the hold ends or is lifted.
+        Hold = "hold",
+        /// Refuse them no longer.
+        Lift = "lift",
     }
 }
 
@@ -311,12 +322,23 @@ pub(crate) struct Ask {
     /// Whose: of `ExtendDrain` and `FinishDrain`; nothing means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) generation: Option<u64>,
+    /// Of `Hold`. Who set it, and when, is the owner's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hold: Option<Hold>,
 }
 
 impl From<Question> for Ask {
     fn from(question: Question) -> Ask {
-        Ask { question, reason: String::new(), probation_ms: None, by_ms: None, generation: None }
+        let (probation_ms, by_ms, generation, hold) = (None, None, None, None);
+        Ask { question, reason: String::new(), probation_ms, by_ms, generation, hold }
     }
+}
+
+/// The hold of the service has changed: for the other side of a takeover that cannot be called off any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Held {
+    #[serde(default)]
+    pub(crate) hold: Option<Hold>,
 }
 
 /// A part of the listeners of a status.
@@ -446,6 +468,7 @@ messages! {
     16 State "state";
     17 TakeBack "take-back";
     20 History "history";
+    21 Held "held";
     24 Drainer "drainer";
     25 Steer "steer";
     32 Ask "ask";

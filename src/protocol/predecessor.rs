@@ -14,13 +14,18 @@ use self::probation::Probation;
 use self::rehearsal::Rehearsal;
 use self::standing_by::Standing;
 use super::message::{
-    Abort, Ask, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants, cut,
+    Abort, Ask, Bye, Done, Draining, Held, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants,
+    cut,
 };
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
 use crate::error::{Refusal, Who};
+use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::status::Phase;
+
+/// The code of a refusal during a hold.
+pub(crate) const HELD: &str = "held";
 
 /// One connection on the control socket, by a number that is never used again.
 pub(crate) type Peer = u64;
@@ -60,6 +65,10 @@ pub(crate) enum Input {
     GiveBack(String),
     /// The descriptor of the state that comes back arrived, and is what it should be.
     StateArrived(Peer),
+    /// What the other side of a takeover says of the hold of the service.
+    Held(Option<Hold>),
+    /// The time of the hold is over.
+    HoldOver,
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -182,6 +191,8 @@ pub(crate) enum Output {
     StartControl,
     /// Give byte 0 back.
     Unlock,
+    /// Takeovers are refused from now on, or no longer: keep the time of it, and tell a predecessor that still drains.
+    Hold(Option<Hold>),
     /// Try to take byte 0 back; answer with [`Input::Claimed`] before anything else.
     Claim(Claim),
     Tells(Notice),
@@ -209,6 +220,8 @@ struct Heir {
     who: Who,
     /// Whether it takes the application's state.
     takes_state: bool,
+    /// Whether it can go on with a hold.
+    takes_hold: bool,
     progress: String,
     /// For how long this process stands by after the commit, if the heir says that it is on probation.
     probation: Option<Duration>,
@@ -262,6 +275,8 @@ pub(crate) struct Predecessor {
     path_inode: Option<(u64, u64)>,
     window: u32,
     state: Option<StateKind>,
+    /// Takeovers are refused. How long it lasts is for the driver to know.
+    hold: Option<Hold>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
     /// This process lives on after it has left.
@@ -301,6 +316,7 @@ impl Predecessor {
             path_inode: None,
             window: 0,
             state: None,
+            hold: None,
             stage: Stage::Starting,
             rehearsal: None,
             stays: false,
@@ -342,6 +358,21 @@ impl Predecessor {
     /// What the application's state is written in, where it has one.
     pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
         self.state = kind;
+    }
+
+    /// Why takeovers are refused, where they are.
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
+    /// What a predecessor has said of a hold before this process owned.
+    pub(crate) fn inherit_hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// Whether a stop was asked for.
+    pub(crate) fn is_to_stop(&self) -> bool {
+        self.stopping || matches!(self.stage, Stage::Stopping | Stage::Gone)
     }
 
     /// Whether this process holds the owner lock.
@@ -427,6 +458,9 @@ impl Predecessor {
                 let _ = self.give_back(why, None, out);
             }
             Input::StateArrived(peer) => self.state_came_back(peer, out),
+            Input::Held(hold) => self.set_hold(hold, out),
+            // Nobody is told: each of them counts for itself.
+            Input::HoldOver => self.hold = None,
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
@@ -454,6 +488,11 @@ impl Predecessor {
                 Question::Probation => self.asked_to_stand_by(peer, ask.probation_ms, out),
                 Question::ExtendDrain | Question::FinishDrain => self.asked_to_steer(peer, ask, out),
                 // A refusal closes, and whoever was at something must not stay at it.
+                Question::Hold | Question::Lift if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                    self.fault(peer, format!("{} of a successor", ask.question), out);
+                }
+                Question::Hold => self.ask_hold(peer, Some(ask.hold.unwrap_or_default()), out),
+                Question::Lift => self.ask_hold(peer, None, out),
                 Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
                     self.fault(peer, "a question that this version does not know".to_owned(), out);
                 }
@@ -511,6 +550,7 @@ impl Predecessor {
             state: self.state.clone(),
             window: Some(Transfer::window(self.window)),
             probation_ms: probation.map(|span| span.as_millis() as u64),
+            hold: true,
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
@@ -519,9 +559,9 @@ impl Predecessor {
             // A real takeover never waits for a rehearsal.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-            let takes_state = hello.state;
+            let (takes_state, takes_hold) = (hello.state, hello.hold);
             let progress = String::new();
-            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress, probation, back: None };
+            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, takes_hold, progress, probation, back: None };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
             out.push(Output::JoinTakeover);
@@ -559,6 +599,7 @@ impl Predecessor {
                 retry_after_ms: Some(1000),
                 ..Refusal::new("busy", "another successor is at it")
             }),
+            Stage::Serving if hello.wants == Wants::Takeover && self.hold.is_some() => Err(self.held()),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
             }
@@ -655,6 +696,8 @@ impl Predecessor {
                 self.given_back(out);
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
+            // It is kept for the case that this process owns again.
+            (Stage::Leaving { .. }, Message::Held(held)) => self.set_hold(held.hold, out),
             // It has crossed the word with which this process has stood down.
             (
                 Stage::Leaving { confirmed: true, .. },
@@ -662,6 +705,51 @@ impl Predecessor {
             ) => {}
             (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
         }
+    }
+
+    /// Somebody who may wants takeovers to be refused from now on, or no longer.
+    fn ask_hold(&mut self, peer: Peer, hold: Option<Hold>, out: &mut Vec<Output>) {
+        let refusal = match &self.stage {
+            Stage::Leaving { .. } | Stage::StandingBy(_) => {
+                Some(("draining", "this process is no longer the owner", Some(100)))
+            }
+            Stage::Stopping | Stage::Gone => Some(("stopping", "the owner is about to stop", Some(500))),
+            // It would be lost with this process, and it is too late to call the takeover off.
+            Stage::Released(heir) | Stage::Silent(heir) if !heir.takes_hold => {
+                Some(("unsupported", "an older version takes over at this moment, and knows no hold", None))
+            }
+            _ => None,
+        };
+        if let Some((code, message, retry_after_ms)) = refusal {
+            return out.push(Output::Refuse(peer, Refusal { retry_after_ms, ..Refusal::new(code, message) }));
+        }
+        out.push(Output::Send(peer, Done {}.into()));
+        self.set_hold(hold, out);
+        match &self.stage {
+            // A way back is no takeover, and the predecessor hears of the hold in any case.
+            _ if self.returns() => {}
+            // What cannot be called off goes on, and the hold with it.
+            Stage::HandingOver(heir, Step::Releasing | Step::SendingState)
+            | Stage::Released(heir)
+            | Stage::Silent(heir)
+                if heir.takes_hold =>
+            {
+                out.push(Output::Send(heir.peer, Held { hold: self.hold.clone() }.into()));
+            }
+            Stage::HandingOver(..) if self.hold.is_some() => self.abort(self.held(), out),
+            _ => {}
+        }
+    }
+
+    fn set_hold(&mut self, hold: Option<Hold>, out: &mut Vec<Output>) {
+        self.hold = hold.map(|hold| Hold { reason: cut(hold.reason), ..hold });
+        out.push(Output::Hold(self.hold.clone()));
+    }
+
+    /// The refusal of a takeover while there is a hold. How long that still lasts the driver knows better.
+    fn held(&self) -> Refusal {
+        let hold = self.hold.clone().unwrap_or_default();
+        Refusal { retry_after_ms: hold.left_ms, ..Refusal::new(HELD, hold.reason) }
     }
 
     /// The application has let go of what must not run twice.

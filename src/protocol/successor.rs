@@ -263,6 +263,7 @@ impl Successor {
             probation_ms: None,
             history: false,
             drain_links: false,
+            hold: true,
         }
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -36,7 +37,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status`, `history`, `drain` and `confirm` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -83,6 +84,8 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
     Handoff(HandoffArgs),
     History(HistoryArgs),
     Rollback(RollbackArgs),
+    Hold(HoldArgs),
+    Rescue(RescueArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -192,13 +195,85 @@ pub(crate) struct HandoffArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Refuse takeovers during an incident, with a reason; or allow them again with --lift
+///
+/// The owner refuses whoever wants to take over, and tells him the reason; `ctl upgrade` and `ctl handoff --commit` give
+/// up with it. A takeover that is under way is called off, unless the new version has said that it is ready: then it is
+/// finished, and the new owner goes on with the hold. `ctl handoff` still rehearses, and `ctl stop` still ends the
+/// service. `ctl status` shows the hold.
+///
+/// It is kept by the owner and goes on in whoever owns after it. With the last process of the service it is forgotten:
+/// one that starts anew knows nothing of it. The time of --for is counted as time that passes, so that a clock that is
+/// set does not move its end. A further hold takes the place of the one before.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl hold --reason 'database migration' --for 30m
+  ctl hold --lift
+
+With --json: hold {reason, since, until, by {pid, uid}}, or null where there is none now.
+
+Exit codes: 0 done; 1 refused; 3 nobody listens; 4 no answer in time, so that the outcome is unknown.")]
+pub(crate) struct HoldArgs {
+    /// Why, for whoever is refused; of 1024 bytes at most, what is beyond is cut
+    #[arg(long, value_name = "TEXT", required_unless_present = "lift", conflicts_with = "lift")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) reason: Option<String>,
+
+    /// When it ends by itself; without this it lasts until it is lifted
+    #[arg(long = "for", value_name = "DURATION", value_parser = time::parse, requires = "reason", conflicts_with = "lift")]
+    pub(crate) within: Option<Duration>,
+
+    /// Allow takeovers again
+    #[arg(long)]
+    pub(crate) lift: bool,
+}
+
+/// Take the service away from an owner that is stopped or wedged: the last resort
+///
+/// An owner that answers is never touched: use `ctl upgrade` or `ctl stop` then. Where it does not answer in --timeout,
+/// this shows which process it is, in what state, and what it has. Nothing is changed without --yes.
+///
+/// With --yes its descriptors are copied and checked, it is killed (SIGKILL), and ctl owns as the next generation: without
+/// a CMD it keeps all listeners until a successor takes over; with a CMD that is started and gets them by socket
+/// activation, as with `ctl handoff --commit`. Connections that wait are not lost; those that the old process had accepted
+/// are, and so is its state. From the kill on ctl holds the only copies of the listeners, as any owner does: it must not
+/// be killed in turn before a successor serves.
+///
+/// It takes the right to trace that process: the same user, and where Yama restricts that (kernel.yama.ptrace_scope) or
+/// the process is not dumpable, root or CAP_SYS_PTRACE. Linux 5.6 or newer.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl rescue                                what would be taken from whom, and who would be ended
+  ctl rescue --yes                          keep the listeners until `ctl upgrade` or a plain start of a new version
+  ctl rescue --yes -- /usr/bin/app --flag   a program that knows socket activation goes on
+
+With --json: source {pid, state, app_version}, ends [{pid, state}], entries [{name, kind, address}]; with --yes what \
+`handoff --commit` prints comes after it.
+
+Exit codes: 0 done, or shown; 1 refused or failed; 3 nobody is left. With CMD: as `handoff --commit`.")]
+pub(crate) struct RescueArgs {
+    /// Do it: kill the owner, and own
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    /// How long CMD may finish what it has in flight once a successor serves
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = time::parse, requires = "yes")]
+    pub(crate) drain: Duration,
+
+    /// Program that gets the listeners by socket activation, and its arguments
+    #[arg(last = true, value_name = "CMD", requires = "yes")]
+    pub(crate) command: Vec<OsString>,
+}
+
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way
 ///
 /// QUEUE is how many connections wait to be accepted, and how many may wait; the kernel tells it for TCP alone.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}}, listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
@@ -383,6 +458,7 @@ Examples:
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
   ctl upgrade --probation 5m -- ./shop      the same, and the old one can take the service back
   ctl rollback                              now it does
+  ctl hold --reason 'disk full' --for 2h    no takeover until that is over, or ctl hold --lift
   ctl wait --drained --timeout 30s          until the old version is gone
   ctl drain extend 5m                       an old version may take longer to finish
   ctl stop                                  end the service

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use heirloom::{
-    Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+    Check, DrainStatus, Entry, Hold, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
 };
 use serde_json::{Value, json};
 
@@ -23,6 +23,7 @@ pub(crate) fn status(status: &Status) -> Value {
         "predecessor": status.predecessor.as_ref().map(drain),
         "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
         "probation": status.probation.as_ref().map(probation),
+        "hold": status.hold.as_ref().map(hold),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -90,6 +91,16 @@ fn drain(drain: &DrainStatus) -> Value {
         "in_flight": drain.in_flight,
         "oldest": milliseconds(drain.oldest_ms),
         "left": milliseconds(drain.left_ms),
+    })
+}
+
+/// Why takeovers are refused.
+pub(crate) fn hold(hold: &Hold) -> Value {
+    json!({
+        "reason": hold.reason,
+        "since": time::timestamp(hold.since),
+        "until": hold.left_ms.and_then(time::after),
+        "by": {"pid": pid(hold.by.pid), "uid": hold.by.uid},
     })
 }
 

@@ -12,6 +12,7 @@ mod failure;
 mod follow;
 mod handoff;
 mod history;
+mod hold;
 mod init;
 mod json;
 mod keeper;
@@ -21,6 +22,7 @@ mod printer;
 mod probation;
 mod program;
 mod reentry;
+mod rescue;
 mod session;
 mod signals;
 mod status;
@@ -72,6 +74,8 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
         Command::History(args) => history::run(&global, &args, printer),
+        Command::Hold(args) => hold::run(&global, &args, printer),
+        Command::Rescue(args) => rescue::run(&global, args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),

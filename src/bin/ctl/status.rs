@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{DrainStatus, Error, ProbationStatus, Status, TakeoverStatus};
+use heirloom::{DrainStatus, Error, Hold, ProbationStatus, Status, TakeoverStatus};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::args::{Global, StatusArgs};
@@ -92,6 +92,9 @@ pub(crate) fn text(status: &Status) -> String {
     if let Some(probation) = &status.probation {
         row("probation", self::probation(probation, owns(status)));
     }
+    if let Some(hold) = &status.hold {
+        row("hold", held(hold));
+    }
     let rows = status.listeners.iter().map(|listener| {
         let queue = match (listener.accept_queue, listener.accept_queue_limit) {
             (Some(length), Some(limit)) => format!("{length}/{limit}"),
@@ -134,6 +137,9 @@ pub(crate) fn brief(status: &Status) -> String {
     if let Some(probation) = &status.probation {
         line.push_str(&format!("; probation: {}", self::probation(probation, owns(status))));
     }
+    if let Some(hold) = &status.hold {
+        line.push_str(&format!("; hold: {}", held(hold)));
+    }
     line
 }
 
@@ -174,6 +180,19 @@ fn drain(drain: &DrainStatus) -> String {
     }
     if let Some(left) = drain.left_ms {
         text.push_str(&format!(", {} left", milliseconds(left)));
+    }
+    text
+}
+
+/// Why takeovers are refused, and until when.
+pub(crate) fn held(hold: &Hold) -> String {
+    let mut text = clean(&hold.reason);
+    if let Some(since) = time::timestamp(hold.since) {
+        text.push_str(&format!(", since {since}"));
+    }
+    match hold.left_ms {
+        Some(left) => text.push_str(&format!(", {} left", milliseconds(left))),
+        None => text.push_str(", until it is lifted"),
     }
     text
 }

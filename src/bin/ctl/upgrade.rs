@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Client, Error, Status};
+use heirloom::{Client, Error, Hold, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -15,13 +15,14 @@ use serde_json::json;
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
 use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
+use crate::hold;
 use crate::json;
 use crate::printer::Printer;
 use crate::probation;
 use crate::program;
 use crate::session::{Ended, Log, Session};
 use crate::signals::Signals;
-use crate::status::who;
+use crate::status::{held, who};
 use crate::steps::Steps;
 use crate::table::clean;
 use crate::time;
@@ -48,6 +49,9 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
         }
         error => error.into(),
     })?;
+    if let Some(hold) = &from.hold {
+        return Err(hold::refused(hold));
+    }
     let from_peer = follow.peer_pid();
     if from_peer == Some(1) {
         return Err(first_process());
@@ -117,6 +121,8 @@ enum Over {
     Ended(Ended),
     /// Another process owns now.
     Overtaken,
+    /// Takeovers are refused since it was started.
+    Held(Hold),
     Late(Duration),
     Interrupted(Signal),
     Broken(Error),
@@ -153,6 +159,12 @@ impl Upgrade {
                     Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
+                        // What cannot be called off any more goes on, hold or not.
+                        if let (Some(hold), None) = (status.hold, &status.takeover)
+                            && status.generation == self.from.generation
+                        {
+                            return self.give_up(Over::Held(hold));
+                        }
                         Ok(())
                     }
                 },
@@ -320,8 +332,10 @@ impl Upgrade {
             self.printer.line("---");
         }
         let mut fresh = Follow::new(&self.socket);
+        let mut held = None;
         let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
             Ok(now) => {
+                held.clone_from(&now.hold);
                 let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };
@@ -338,6 +352,9 @@ impl Upgrade {
             Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
             Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
         };
+        // It has heard so before this process has.
+        let held = held.filter(|_| matches!(over, Over::Ended(_))).map(Over::Held);
+        let over = held.as_ref().unwrap_or(over);
         let hint = if tail.is_empty() {
             "it wrote nothing to its log".to_owned()
         } else {
@@ -359,6 +376,7 @@ impl Over {
         match self {
             Over::Ended(_) | Over::EndedLate(_) => "ended",
             Over::Overtaken => "overtaken",
+            Over::Held(_) => "held",
             Over::Late(_) => "deadline",
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
@@ -374,6 +392,7 @@ impl fmt::Display for Over {
             Over::Ended(how) => write!(f, "the new one {how} before it served"),
             Over::EndedLate(how) => write!(f, "the new one {how} on probation"),
             Over::Overtaken => f.write_str("another process took the service over first"),
+            Over::Held(hold) => write!(f, "takeovers are held: {}", held(hold)),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),

@@ -77,6 +77,8 @@ impl Predecessor {
             Message::TakeBack(back) if back.nonce == standing.heir.nonce => self.claim(out),
             // For another takeover: void.
             Message::TakeBack(_) => {}
+            // It is kept for the case that this process owns again.
+            Message::Held(held) => self.set_hold(held.hold, out),
             // The driver keeps it, until it comes to nothing.
             Message::State(_) if self.state.is_some() => {}
             Message::Abort(_) => {}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
 use crate::history::{Cause, Side, StepTime, TakeoverRecord};
+use crate::hold::{Hold, Holder};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
@@ -80,6 +81,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         history: true,
         drain_links: false,
         probation_ms: None,
+        hold: false,
     };
     let offer = Offer {
         version: 1,
@@ -97,6 +99,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         state: Some(StateKind { schema: "counter".to_owned(), version: 3 }),
         window: Some(506),
         probation_ms: None,
+        hold: false,
     };
     let busy = Refusal {
         code: "busy".to_owned(),
@@ -127,6 +130,13 @@ fn samples() -> BTreeMap<&'static str, Message> {
         count: 1,
         last: 1_764_000_000_000,
     };
+    let hold = Hold {
+        reason: "disk full".to_owned(),
+        left_ms: Some(600_000),
+        since: 1_764_000_000_000,
+        by: Holder { pid: 4300, uid: 1000 },
+    };
+    let asked = Hold { since: 0, by: Holder::default(), ..hold.clone() };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -150,6 +160,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         }),
         drainers: Vec::new(),
         probation: None,
+        hold: None,
         listener_count: 1,
         listeners: Vec::new(),
     };
@@ -183,6 +194,9 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ask-extend-drain", Ask { by_ms: Some(30_000), ..Ask::from(Question::ExtendDrain) }.into()),
         ("ask-finish-drain", Ask { generation: Some(6), ..Ask::from(Question::FinishDrain) }.into()),
         ("status-drainers", Status { generation: 8, drainers: vec![drain], ..Status::default() }.into()),
+        ("hello-hold", Hello { hold: true, ..hello.clone() }.into()),
+        ("offer-hold", Offer { hold: true, ..offer.clone() }.into()),
+        ("status-hold", Status { generation: 8, hold: Some(hold.clone()), ..Status::default() }.into()),
         ("hello-probation", Hello { probation_ms: probation, ..hello.clone() }.into()),
         ("offer-probation", Offer { probation_ms: probation, ..offer.clone() }.into()),
         ("owning-probation", Owning { generation: 8, probation_ms: probation }.into()),
@@ -203,6 +217,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ready", ready.into()),
         ("state", state.into()),
         ("history", History { takeovers: vec![record] }.into()),
+        ("held", Held { hold: Some(hold) }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8, probation_ms: None }.into()),
         ("confirmed", Confirmed {}.into()),
@@ -213,6 +228,8 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ask-watch", Ask::from(Question::Watch).into()),
         ("ask-stop", Ask::from(Question::Stop).into()),
         ("ask-history", Ask::from(Question::History).into()),
+        ("ask-hold", Ask { hold: Some(asked), ..Ask::from(Question::Hold) }.into()),
+        ("ask-lift", Ask::from(Question::Lift).into()),
         ("status", status.into()),
         ("listeners", Listeners { listeners: vec![listener] }.into()),
         ("done", Done {}.into()),
@@ -343,6 +360,10 @@ fn parse(bytes: &mut &[u8]) -> Value {
         0xcd | 0xd1 => 2,
         0xce | 0xd2 => 4,
         0xcf | 0xd3 => 8,
+        0xde => {
+            let count = length(bytes, 2);
+            return map(bytes, count);
+        }
         0xdc => {
             let count = length(bytes, 2);
             return list(bytes, count);
@@ -438,7 +459,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
     let (on_probation, draining) = (sample("status-probation"), sample("status-drainers"));
-    let history = sample("history");
+    let (history, held) = (sample("history"), sample("held"));
     let record = field(&history, "takeovers");
     let takeover = field(&status, "takeover");
     let offer = sample("offer");
@@ -451,6 +472,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("takeover", takeover),
         ("drain", field(&draining, "drainers")),
         ("probation", field(&on_probation, "probation")),
+        ("hold", field(&held, "hold")),
+        ("holder", field(field(&held, "hold"), "by")),
         ("listener", field(&listeners, "listeners")),
         ("record", record),
         ("side", field(record, "from")),
@@ -473,7 +496,7 @@ fn a_missing_field_is_an_error_only_where_the_table_says_so() {
         let Value::Map(fields) = sample(name) else { panic!("{name} is not a map") };
         let is_written = |row: &&Row| fields.iter().any(|(key, _, _)| *key == row.field);
         for row in rows.iter().filter(is_written) {
-            let mut body = vec![0x80 | (fields.len() - 1) as u8];
+            let mut body = map_of(fields.len() - 1);
             for (key, value, _) in fields.iter().filter(|(key, _, _)| *key != row.field) {
                 body.push(0xa0 | key.len() as u8);
                 body.extend(key.as_bytes());
@@ -492,11 +515,22 @@ fn decode(kind: u8, body: &[u8]) -> Result<Message, Fault> {
     Message::decode(&Frame { header, body: body.to_vec() })
 }
 
+/// How a map of so many fields begins.
+fn map_of(count: usize) -> Vec<u8> {
+    match count as u16 {
+        few @ 0..=15 => vec![0x80 | few as u8],
+        many => [&[0xde][..], &many.to_be_bytes()].concat(),
+    }
+}
+
 /// A map of a newer version, with one more field.
 fn extended(body: &[u8], value: &[u8]) -> Vec<u8> {
-    // As map 16: a fixmap ends at 15 fields.
-    let mut longer = vec![0xde, 0, (body[0] & 0x0f) + 1];
-    longer.extend(&body[1..]);
+    let (count, fields) = match body {
+        [0xde, high, low, fields @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), fields),
+        _ => (usize::from(body[0] & 0x0f), &body[1..]),
+    };
+    let mut longer = map_of(count + 1);
+    longer.extend(fields);
     longer.extend(b"\xa5newer");
     longer.extend(value);
     longer

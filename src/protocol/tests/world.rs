@@ -1033,7 +1033,7 @@ impl World {
                 self.send(pid, peer as LinkId, state.into());
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
-            Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) => {}
+            Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) | Output::Hold(_) => {}
             Output::Await(peer) => {
                 process.timers.remove(&Key::Peer(peer as LinkId));
             }
