@@ -21,6 +21,7 @@ mod groups;
 mod history;
 mod hostile;
 mod impostor;
+mod keep;
 mod kinds;
 mod layers;
 mod lies;

@@ -19,7 +19,7 @@ pub(crate) mod driver {
     use std::time::Duration;
 
     use super::{Error, Infallible};
-    use crate::error::{Result, Who};
+    use crate::error::{Refusal, Result, Who};
     use crate::guests::Guests;
     use crate::listener::Asked;
     use crate::manifest::{Check, Entry, Kind, StateKind};
@@ -51,7 +51,9 @@ pub(crate) mod driver {
         pub(crate) allow_foreign_network_namespace: bool,
         pub(crate) deadlines: Deadlines,
         pub(crate) wants: Wants,
-        pub(crate) temporary: Option<Temporary>,
+        pub(crate) nonce: Option<u64>,
+        pub(crate) replaces: bool,
+        pub(crate) temporary: Option<Arc<Temporary>>,
     }
 
     #[derive(Debug)]
@@ -65,6 +67,9 @@ pub(crate) mod driver {
         Leave(Reason),
         PredecessorGone(PredecessorEnd),
         Exit,
+        Changed,
+        Ended(Option<Refusal>),
+        Replaced,
     }
 
     #[derive(Debug)]
@@ -138,6 +143,65 @@ pub(crate) mod driver {
         begin_drain(&mut;) -> Result<()>;
         drain_left(&;) -> Option<Duration>;
         drain_summary(&;) -> (bool, u64);
+    }
+
+    pub(crate) mod holding {
+        use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+        use std::sync::Arc;
+
+        use super::{Infallible, Settings};
+        use crate::error::Result;
+        use crate::protocol::holder::Notice;
+        use crate::status::Status;
+        use crate::table::Table;
+        use crate::wake::Wake;
+
+        #[derive(Debug)]
+        pub(crate) struct Holding {
+            never: Infallible,
+        }
+
+        impl Holding {
+            pub(crate) fn begin(_: Settings, wake: Arc<Wake>) -> Result<Holding> {
+                match *wake {}
+            }
+
+            pub(crate) fn process(&mut self) -> Result<Option<Notice>> {
+                match self.never {}
+            }
+
+            pub(crate) fn status(&self) -> Option<Status> {
+                match self.never {}
+            }
+
+            pub(crate) fn table(&self) -> Option<&Table> {
+                match self.never {}
+            }
+
+            pub(crate) fn has_owned(&self) -> bool {
+                match self.never {}
+            }
+
+            pub(crate) fn generation(&self) -> u64 {
+                match self.never {}
+            }
+
+            pub(crate) fn wake(&self) -> &Arc<Wake> {
+                match self.never {}
+            }
+        }
+
+        impl AsRawFd for Holding {
+            fn as_raw_fd(&self) -> RawFd {
+                match self.never {}
+            }
+        }
+
+        impl AsFd for Holding {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                match self.never {}
+            }
+        }
     }
 
     impl AsRawFd for Driver {
@@ -527,6 +591,8 @@ pub(crate) mod sys {
     pub(crate) fn set_mode(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    pub(crate) fn drop_text_pages() {}
 
     pub(crate) fn random() -> io::Result<u64> {
         Ok(std::hash::RandomState::new().build_hasher().finish())

@@ -18,13 +18,13 @@ pub struct Hold {
     pub since: u64,
     /// Who set it.
     #[serde(default)]
-    pub by: Holder,
+    pub by: SetBy,
 }
 
 /// The process that set a hold, as the kernel told its owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Holder {
+pub struct SetBy {
     /// Its pid in the pid namespace of that owner; 0 where that cannot see it. It is gone by now, most likely.
     #[serde(default)]
     pub pid: u32,

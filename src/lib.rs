@@ -41,11 +41,11 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API and `probe` |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `claim`, `group`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `group`, `serving`, `drain`, `rehearsal`, `holder`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
 //! | 3 | `driver`, `connection`, `rescue`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary`, `inventory`, `wreck` | what the kernel offers, each by itself |
-//! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
+//! | 1 | `protocol`, `wire` | four state machines without I/O, descriptors or clock; frames |
 //! | 0 | `ages`, `error`, `guests`, `hold`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
@@ -82,6 +82,7 @@ mod guests;
 mod handoff;
 mod history;
 mod hold;
+mod holder;
 #[cfg(target_os = "linux")]
 mod inventory;
 #[cfg(target_os = "linux")]
@@ -138,7 +139,8 @@ pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Resu
 pub use group::Group;
 pub use handoff::{Handoff, Joining, Stopper};
 pub use history::{Cause, Side, StepTime, TakeoverRecord};
-pub use hold::{Hold, Holder};
+pub use hold::{Hold, SetBy};
+pub use holder::{Holder, HolderEvent};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 pub use protocol::predecessor::Reason;
 pub use rehearsal::Rehearsal;

@@ -96,6 +96,7 @@ impl Say {
                 history: false,
                 drain_links: false,
                 hold: true,
+                replaces: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

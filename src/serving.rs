@@ -253,6 +253,8 @@ impl Serving {
                 Notice::PredecessorGone(end) => return Ok(Some(Event::PredecessorGone(end))),
                 // Of the time before this one, or of a drain, which has a type of its own.
                 Notice::Started | Notice::Serving | Notice::Failed(_) | Notice::Exit => {}
+                // For a holder alone.
+                Notice::Changed | Notice::Ended(_) | Notice::Replaced => {}
             }
         }
         Ok(None)

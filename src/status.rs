@@ -160,6 +160,9 @@ pub struct Status {
     /// Why takeovers are refused for now, where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
+    /// The processes that keep the listeners beside the owner.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keepers: Vec<Who>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

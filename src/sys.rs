@@ -252,6 +252,25 @@ pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> 
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, pending)
 }
 
+/// Gives back the pages of program text that this process has mapped: they are in the file, and the kernel maps them again
+/// one by one as they are run.
+pub(crate) fn drop_text_pages() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
+        // Nothing else: what is only readable may have been relocated, and that is not in the file.
+        if mode != "r-xp" || !fields.nth(3).is_some_and(|path| path.starts_with('/')) {
+            continue;
+        }
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
+        // SAFETY: a private mapping of a file that cannot be written through and is not position dependent keeps nothing
+        // that is not in the file, so each page reads the same after it is mapped again (madvise(2)).
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+    }
+}
+
 /// An int among the options of TCP.
 pub(crate) fn tcp_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<i32> {
     option_of(fd, libc::IPPROTO_TCP, name)

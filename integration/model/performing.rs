@@ -352,6 +352,8 @@ impl World {
                     process.first([Op::Serve]);
                 }
             }
+            // For a holder alone, of which the model has none.
+            successor::Notice::Changed | successor::Notice::Ended(_) => {}
             successor::Notice::Failed(failure) => self.failed(pid, failure),
         }
     }
@@ -559,6 +561,7 @@ impl World {
                 Told::Leave(reason)
             }
             predecessor::Notice::Cancelled => Told::Failed,
+            predecessor::Notice::Replaced => return,
             predecessor::Notice::Exit => {
                 process.accepting = false;
                 let last_words: Vec<Op> = process.outgoing.iter().map(|(link, _)| Op::Flush(*link)).collect();

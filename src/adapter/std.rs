@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::drain::Drained;
 use crate::error::{Error, Result};
 use crate::handoff::Handoff;
+use crate::holder::{Holder, HolderEvent};
 use crate::protocol::predecessor::Reason;
 use crate::rehearsal::Rehearsal;
 use crate::serving::{Event, Serving};
@@ -51,6 +52,34 @@ impl Handoff {
                 }
             }
             wait(&[joining.as_fd()], None)?;
+        }
+    }
+}
+
+impl Handoff {
+    /// Keeps what the owner has beside it, and waits until everything is here; see [`Holder`].
+    ///
+    /// # Errors
+    /// As for [`begin_hold`](Handoff::begin_hold), and every reason for which the owner gives nothing.
+    pub fn hold(self) -> Result<Holder> {
+        let mut holder = self.begin_hold()?;
+        // The first event that there can be.
+        holder.wait()?;
+        Ok(holder)
+    }
+}
+
+impl Holder {
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// As for [`process`](Holder::process).
+    pub fn wait(&mut self) -> Result<HolderEvent> {
+        loop {
+            if let Some(event) = self.process()? {
+                return Ok(event);
+            }
+            wait(&[self.as_fd()], None)?;
         }
     }
 }

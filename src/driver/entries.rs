@@ -8,6 +8,7 @@ use log::info;
 use super::Driver;
 use crate::error::{Error, Result};
 use crate::listener;
+use crate::protocol::predecessor;
 use crate::status::Phase;
 use crate::table::{Held, Outcome};
 
@@ -92,6 +93,7 @@ impl Driver {
             predecessor.set_entries(self.table.len() as u32);
             self.inventory.is_stale();
         }
+        self.owner(predecessor::Input::Changed);
         self.changed = true;
         self.leave()
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::lock::{Content, LockDescription};
+use crate::protocol::holder::Look;
 use crate::protocol::predecessor::{Claim, Found};
 use crate::protocol::successor::Lock;
 use crate::shared::SharedFd;
@@ -87,6 +88,25 @@ impl Family {
         let (pidfd, lease, control) = (self.pidfd.clone()?, self.lease.clone()?, self.control.clone()?);
         let heir = OwnedFd::from(self.heir.take()?);
         Some([pidfd.into(), lease.into(), heir.into(), control.into()])
+    }
+
+    /// The first batch for a holder. What is prepared for a successor stays: a takeover waits for no holder.
+    pub(super) fn holders_batch(&mut self, path: &Path) -> io::Result<[SharedFd; 4]> {
+        let description = OwnedFd::from(self.open_description(path)?);
+        let pidfd = match &self.pidfd {
+            Some(pidfd) => pidfd.clone(),
+            None => Arc::new(sys::own_pidfd()?),
+        };
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let lease = self.lease.clone().ok_or_else(missing)?;
+        let control = self.control.clone().ok_or_else(missing)?;
+        Ok([pidfd.into(), lease.into(), description.into(), control.into()])
+    }
+
+    /// Whether somebody owns, and what the file says: a look that takes nothing.
+    pub(super) fn look(&self) -> io::Result<Look> {
+        let lock = self.lock.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        if lock.is_owned_elsewhere()? { Ok(Look::Held) } else { Ok(Look::Free(lock.read()?.generation)) }
     }
 
     fn open_description(&self, path: &Path) -> io::Result<File> {

@@ -8,6 +8,7 @@ use mio::Interest;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Driver, FOLDER};
+use crate::protocol::predecessor;
 use crate::status::Phase;
 use crate::{control, listener};
 
@@ -68,6 +69,8 @@ impl Driver {
                     self.inventory.is_stale();
                 }
                 self.start_control();
+                // The old one leads nowhere any more.
+                self.owner(predecessor::Input::Changed);
             }
             Err(error) => error!("{error}"),
         }

@@ -7,7 +7,7 @@ use log::info;
 use super::{Driver, unix_ms};
 use crate::control;
 use crate::error::Refusal;
-use crate::hold::{Hold, Holder};
+use crate::hold::{Hold, SetBy};
 use crate::protocol::message::{Abort, Ask, Held, Message};
 use crate::protocol::predecessor::{HELD, Input, Peer};
 
@@ -56,7 +56,7 @@ impl Driver {
         let Some(hold) = &mut ask.hold else { return };
         let who = self.connections.get(&peer).and_then(|peer| control::peer_credentials(peer.stream()).ok());
         hold.since = unix_ms();
-        hold.by = who.map_or_else(Holder::default, |who| Holder { pid: who.pid.unwrap_or(0), uid: who.uid });
+        hold.by = who.map_or_else(SetBy::default, |who| SetBy { pid: who.pid.unwrap_or(0), uid: who.uid });
     }
 
     /// The hold has changed, by whomever.
@@ -87,7 +87,7 @@ impl Driver {
             // Should the predecessor be dead by now, and this process go on by itself, it goes on with the hold.
             Message::Abort(Abort(why)) if why.code == HELD => {
                 let (reason, left_ms) = (why.message.clone(), why.retry_after_ms);
-                self.inherit_hold(Some(Hold { reason, left_ms, since: unix_ms(), by: Holder::default() }));
+                self.inherit_hold(Some(Hold { reason, left_ms, since: unix_ms(), by: SetBy::default() }));
             }
             _ => {}
         }

@@ -38,7 +38,7 @@ impl Driver {
                         }
                         Connect::Unreachable => {
                             control::check_path(&self.settings.path, &self.settings.guests)?;
-                            if self.settings.wants == Wants::Rehearsal {
+                            if self.settings.wants != Wants::Takeover {
                                 return Err(Error::Nobody { path: self.settings.path.clone() });
                             }
                             starter::Input::Unreachable
@@ -83,8 +83,8 @@ impl Driver {
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
-        if self.settings.wants == Wants::Rehearsal {
-            // A look never founds anything: it waits for the owner to answer.
+        if self.settings.wants != Wants::Takeover {
+            // Who takes nothing founds nothing: it waits for the owner to answer.
             return Ok(Lease::Busy { owned: true });
         }
         let path = lock_path(&self.settings.path);
@@ -132,17 +132,15 @@ impl Driver {
             connection.takes_descriptors = true;
         }
         self.manifest.clear();
-        let nonce = loop {
-            let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
-            // 0 in the lock file means that nobody is at it.
-            if nonce != 0 {
-                break nonce;
-            }
+        let nonce = match self.settings.nonce {
+            Some(nonce) => nonce,
+            None => nonce()?,
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
         let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
         let (state, takeover) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
-        let hello = Hello { state, history: takeover, drain_links: takeover, probation_ms, ..hello };
+        let replaces = self.settings.replaces;
+        let hello = Hello { state, history: takeover, drain_links: takeover, probation_ms, replaces, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
@@ -185,7 +183,8 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
-        predecessor.set_stays(self.settings.process_stays);
+        // A holder follows the next owner.
+        predecessor.set_stays(self.settings.process_stays || self.settings.wants == Wants::Hold);
         self.predecessor = Some(predecessor);
         self.meet_probation();
         self.go_on_with_hold();
@@ -274,11 +273,17 @@ impl Driver {
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
                 self.weigh_passed();
-                let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
-                let (from, entries) = (from.unwrap_or_default(), self.table.len());
-                info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
+                if self.settings.wants == Wants::Hold {
+                    info!("keeping {} entries beside the owner", self.table.len());
+                } else {
+                    let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
+                    let (from, entries) = (from.unwrap_or_default(), self.table.len());
+                    info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
+                }
                 self.notices.push_back(Notice::Started);
             }
+            successor::Notice::Changed => self.notices.push_back(Notice::Changed),
+            successor::Notice::Ended(why) => self.notices.push_back(Notice::Ended(why)),
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
@@ -418,7 +423,7 @@ impl Driver {
 
     /// Sets what came in blocking mode to non-blocking: at the commit and not before, since the mode is shared with the
     /// predecessor, and never back.
-    fn set_nonblocking(&mut self) {
+    pub(super) fn set_nonblocking(&mut self) {
         for held in self.table.iter_mut().filter(|held| held.blocking) {
             held.blocking = false;
             if let Err(error) = listener::set_nonblocking(held.fd.as_fd()) {
@@ -504,6 +509,17 @@ impl Driver {
             && let Err(error) = lock::open_to(lease, guests)
         {
             warn!("cannot let others in at {}: {error}", lock_path(path).display());
+        }
+    }
+}
+
+/// A number that names a takeover, or a holder.
+pub(super) fn nonce() -> Result<u64> {
+    loop {
+        let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
+        // 0 in the lock file means that nobody is at it.
+        if nonce != 0 {
+            return Ok(nonce);
         }
     }
 }

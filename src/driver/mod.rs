@@ -4,8 +4,8 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
-//! this process, and `supervised` what it has to know.
+//! the outputs of the predecessor; `peers` has the connections of all three, `holding` is a third way beside
+//! joining and owning, `passed` what systemd has given this process, and `supervised` what it has to know.
 
 mod drain_link;
 mod drainers;
@@ -16,6 +16,7 @@ mod folder;
 mod groups;
 mod history;
 mod hold;
+pub(crate) mod holding;
 mod inventory;
 mod joining;
 mod owning;
@@ -55,7 +56,7 @@ use self::steered::Tail;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
 use crate::connection::Connection;
-use crate::error::{Error, Result, Who};
+use crate::error::{Error, Refusal, Result, Who};
 use crate::fdpass::Receiver;
 use crate::guests::Guests;
 use crate::manifest::{Check, Entry, StateKind};
@@ -94,7 +95,7 @@ const CROWDED_LIMIT: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a handoff is to do, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// The control socket, absolute.
     pub(crate) path: PathBuf,
@@ -122,9 +123,13 @@ pub(crate) struct Settings {
     pub(crate) allow_foreign_network_namespace: bool,
     pub(crate) deadlines: Deadlines,
     pub(crate) wants: Wants,
+    /// Where all attempts have the same: that of a holder.
+    pub(crate) nonce: Option<u64>,
+    /// Whether this holder is in place of those before it.
+    pub(crate) replaces: bool,
     /// The folder of the path, where it is to go when the driver goes.
     #[expect(dead_code, reason = "kept for its drop")]
-    pub(crate) temporary: Option<Temporary>,
+    pub(crate) temporary: Option<Arc<Temporary>>,
 }
 
 /// What the driver tells those above it.
@@ -143,6 +148,12 @@ pub(crate) enum Notice {
     /// The process that this one followed has ended.
     PredecessorGone(PredecessorEnd),
     Exit,
+    /// To a holder: the owner has other entries by now.
+    Changed,
+    /// To a holder: the link to the owner is at its end, or the owner is.
+    Ended(Option<Refusal>),
+    /// To an owner that only keeps the entries: another holder was started in its place.
+    Replaced,
 }
 
 /// A deadline, by who asked for it.
@@ -547,7 +558,7 @@ impl Driver {
                 self.owner(predecessor::Input::Stop);
             }
             None => {
-                let why = crate::error::Refusal::new("cancelled", "the successor was cancelled");
+                let why = Refusal::new("cancelled", "the successor was cancelled");
                 self.work.push_back(Work::Successor(successor::Input::Cancel(why)));
                 self.notices.push_back(Notice::Failed(Error::Cancelled));
             }

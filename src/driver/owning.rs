@@ -107,7 +107,7 @@ impl Driver {
             .iter()
             .filter(|(peer, _)| {
                 Some(**peer) != self.link
-                    && !self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(**peer))
+                    && !self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(**peer) || owner.is_holder(**peer))
             })
             .min_by_key(|(_, connection)| connection.heard)
             .map(|(peer, _)| *peer);
@@ -280,7 +280,17 @@ impl Driver {
     /// Sends all entries and lines up their descriptors. The family's come first, but not for a rehearsal.
     fn send_manifest(&mut self, peer: Peer) {
         let takeover = self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(peer));
+        let holder = self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_holder(peer));
         let mut descriptors: VecDeque<SharedFd> = VecDeque::with_capacity(self.table.len() + FAMILY_SLOTS as usize);
+        if holder {
+            match self.family.holders_batch(&lock_path(&self.settings.path)) {
+                Ok(family) => descriptors.extend(family),
+                Err(error) => {
+                    let why = format!("the owner has no descriptors for a holder: {error}");
+                    return self.owner(predecessor::Input::Fault(peer, why));
+                }
+            }
+        }
         if takeover {
             match self.family_descriptors() {
                 Ok(family) => descriptors.extend(family),
@@ -376,6 +386,7 @@ impl Driver {
                 }
                 Notice::Leave(reason)
             }
+            predecessor::Notice::Replaced => Notice::Replaced,
             predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
             predecessor::Notice::Exit => {
                 self.end();

@@ -210,8 +210,9 @@ impl Driver {
                 }
             }
             Flush::Blocked => {
-                // A long manifest on its way is no silence of the successor.
-                let key = Key::Predecessor(Timer::Handshake);
+                // A long manifest on its way is no silence of the successor, nor of a holder.
+                let heir = self.predecessor.as_ref().is_some_and(|owner| !owner.is_holder(peer));
+                let key = Key::Predecessor(if heir { Timer::Handshake } else { Timer::Hold });
                 if progress && self.poller.deadline(key).is_some() {
                     self.poller.arm(key, self.settings.deadlines.handshake);
                 }

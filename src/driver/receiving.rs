@@ -76,7 +76,7 @@ impl Driver {
     /// Checks descriptors against the manifest and keeps them.
     fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let mut descriptors = descriptors.into_iter();
-        if self.settings.wants == Wants::Takeover && self.family.lock.is_none() {
+        if self.settings.wants != Wants::Rehearsal && self.family.lock.is_none() {
             let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
                 (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
             else {
@@ -105,7 +105,15 @@ impl Driver {
                     .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
                 self.checks.insert(entry.name.clone(), checks);
             }
-            self.table.insert(Held::received(entry, descriptor));
+            let mut held = Held::received(entry, descriptor);
+            if self.settings.wants == Wants::Hold {
+                // No application is to claim it later.
+                let failed = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
+                    .map_err(|error| Error::io(format!("look at {:?}", held.entry.name), error))?;
+                held.blocking = self.judge(&held.entry.name, failed)?;
+                held.checked = true;
+            }
+            self.table.insert(held);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::owning::PER_FRAME;
 use super::{Driver, unix_ms};
 use crate::error::Who;
 use crate::protocol::message::{Listeners, Message};
-use crate::protocol::predecessor::Peer;
+use crate::protocol::predecessor::{Peer, Predecessor};
 use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::sys;
 
@@ -39,7 +39,9 @@ impl Driver {
         let probation = (predecessor.stands_by(), predecessor.stands_by_for());
         let takeover = predecessor.takeover();
         let hold = self.hold().map(|hold| (hold.since, hold.reason));
-        let told = format!("{phase} {generation} {takeover:?} {:?} {probation:?} {hold:?}", self.all_drainers());
+        let keepers = predecessor.holders();
+        let told =
+            format!("{phase} {generation} {takeover:?} {:?} {probation:?} {hold:?} {keepers:?}", self.all_drainers());
         if told == self.told {
             return;
         }
@@ -143,6 +145,7 @@ impl Driver {
             drainers: self.all_drainers(),
             probation,
             hold: self.hold(),
+            keepers: self.predecessor.as_ref().map(Predecessor::holders).unwrap_or_default(),
             listener_count: listeners.len() as u32,
             listeners,
         }

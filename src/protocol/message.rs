@@ -20,6 +20,8 @@ pub(crate) const MAX_PER_FRAME: usize = 4096;
 /// The most names of each kind that a report on the wire lists, and their bytes: three such lists fit one frame.
 const MAX_REPORTED: usize = 256;
 const MAX_REPORTED_BYTES: usize = 16 * 1024;
+/// The most keepers in a status: more than an owner lets in.
+const MAX_KEEPERS: usize = 64;
 /// The longest text for people, in bytes: several of them fit one frame, also those that came from somebody else.
 const MAX_TEXT: usize = 1024;
 
@@ -37,6 +39,8 @@ words! {
         Takeover = "takeover",
         /// The entries alone, for a look; then it aborts.
         Rehearsal = "rehearsal",
+        /// Everything, to keep it beside the owner.
+        Hold = "hold",
     }
 }
 
@@ -70,6 +74,9 @@ pub(crate) struct Hello {
     /// It takes a [`Held`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) hold: bool,
+    /// Once it has everything, those that have kept it so far may leave.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replaces: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -186,6 +193,10 @@ pub(crate) struct State {
     #[serde(default)]
     pub(crate) checksum: Option<u32>,
 }
+
+/// To a process that keeps the entries: they are others now, or the control listener is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Changed {}
 
 /// The owner lock is free, for this takeover alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -471,6 +482,7 @@ messages! {
     21 Held "held";
     24 Drainer "drainer";
     25 Steer "steer";
+    22 Changed "changed";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -493,6 +505,7 @@ impl Message {
             // A client keeps what it is told until all of it is there.
             Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
             Message::Status(status) if status.drainers.len() > MAX_PER_FRAME => Err(Fault::Body("status")),
+            Message::Status(status) if status.keepers.len() > MAX_KEEPERS => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

@@ -4,12 +4,14 @@
 //! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
 //! believes about the owner lock is true, because nobody but this process can take that lock from it.
 
+mod holders;
 mod probation;
 mod rehearsal;
 mod standing_by;
 
 use std::time::Duration;
 
+use self::holders::Holders;
 use self::probation::Probation;
 use self::rehearsal::Rehearsal;
 use self::standing_by::Standing;
@@ -69,6 +71,8 @@ pub(crate) enum Input {
     Held(Option<Hold>),
     /// The time of the hold is over.
     HoldOver,
+    /// The entries are others than before, or the control listener is.
+    Changed,
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -141,6 +145,8 @@ pub(crate) enum Notice {
     Leave(Reason),
     /// A stop was asked for before the application was ready: it will not serve.
     Cancelled,
+    /// A holder has everything that was started in place of those before it.
+    Replaced,
     /// Nothing is left to do: exit.
     Exit,
 }
@@ -289,6 +295,7 @@ pub(crate) struct Predecessor {
     wish: Option<(Peer, Duration)>,
     /// The successor that has given the service back: what it still says changes nothing.
     giver: Option<(Peer, Who)>,
+    holders: Holders,
     /// A stop was asked for while a takeover was past `Ready`.
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
@@ -324,6 +331,7 @@ impl Predecessor {
             confirms: false,
             wish: None,
             giver: None,
+            holders: Holders::default(),
             stopping: false,
             owed: false,
             patience: Patience::Rested,
@@ -461,6 +469,7 @@ impl Predecessor {
             Input::Held(hold) => self.set_hold(hold, out),
             // Nobody is told: each of them counts for itself.
             Input::HoldOver => self.hold = None,
+            Input::Changed => self.holders.changed(out),
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
@@ -488,12 +497,12 @@ impl Predecessor {
                 Question::Probation => self.asked_to_stand_by(peer, ask.probation_ms, out),
                 Question::ExtendDrain | Question::FinishDrain => self.asked_to_steer(peer, ask, out),
                 // A refusal closes, and whoever was at something must not stay at it.
-                Question::Hold | Question::Lift if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                Question::Hold | Question::Lift if self.is_at_it(peer) => {
                     self.fault(peer, format!("{} of a successor", ask.question), out);
                 }
                 Question::Hold => self.ask_hold(peer, Some(ask.hold.unwrap_or_default()), out),
                 Question::Lift => self.ask_hold(peer, None, out),
-                Question::Unknown if self.is_heir(peer) || self.is_rehearsal(peer) => {
+                Question::Unknown if self.is_at_it(peer) => {
                     self.fault(peer, "a question that this version does not know".to_owned(), out);
                 }
                 Question::Unknown => {
@@ -505,6 +514,11 @@ impl Predecessor {
             message if self.is_heir(peer) => self.takeover_message(peer, message, out),
             message if self.is_elder(peer) => self.elder_says(peer, message, out),
             _ if self.is_giver(peer) => {}
+            message if self.is_holder(peer) => {
+                if let Err(what) = self.holders.message(peer, message, self.window, self.deadlines.handshake, out) {
+                    self.fault(peer, what, out);
+                }
+            }
             message => self.fault(peer, format!("{} out of order", message.word()), out),
         }
     }
@@ -512,27 +526,28 @@ impl Predecessor {
     /// Something is wanted of those who drain. What comes of it is for the driver, who has their links.
     fn asked_to_steer(&mut self, peer: Peer, ask: Ask, out: &mut Vec<Output>) {
         // A refusal closes, and whoever was at something must not stay at it.
-        if self.is_heir(peer) || self.is_rehearsal(peer) {
+        if self.is_at_it(peer) {
             return self.fault(peer, format!("the question {} out of order", ask.question), out);
         }
         out.push(if self.owns() { Output::Steer(peer, ask) } else { Output::Refuse(peer, no_longer_owner()) });
     }
 
-    /// A takeover or a rehearsal is asked for.
+    /// A takeover, a rehearsal or everything to keep is asked for.
     fn hello(&mut self, peer: Peer, hello: Hello, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
+        if self.is_at_it(peer) || self.is_elder(peer) {
             return self.fault(peer, "a second hello".to_owned(), out);
         }
         if let Err(refusal) = self.admit(&hello) {
             return out.push(Output::Refuse(peer, refusal));
         }
-        let rehearsal = hello.wants == Wants::Rehearsal;
-        if !rehearsal && self.probation.is_some() {
+        let (rehearsal, holder) = (hello.wants == Wants::Rehearsal, hello.wants == Wants::Hold);
+        if hello.wants == Wants::Takeover && self.probation.is_some() {
             // Admitted all the same: that is what the application wants.
             self.confirm(out);
         }
         let wish = self.wish.map(|(_, span)| span).or(hello.probation_ms.map(Duration::from_millis));
-        let probation = wish.filter(|span| !rehearsal && !span.is_zero()).map(|span| span.min(MAX_PROBATION));
+        let probation =
+            wish.filter(|span| !rehearsal && !holder && !span.is_zero()).map(|span| span.min(MAX_PROBATION));
         let family = if rehearsal { 0 } else { FAMILY_SLOTS };
         let offer = Offer {
             version: hello.max_version.min(VERSIONS.1),
@@ -547,7 +562,7 @@ impl Predecessor {
             warm_up_ms: self.deadlines.warm_up.as_millis() as u64,
             backlog: Some(self.backlog),
             path_inode: self.path_inode,
-            state: self.state.clone(),
+            state: self.state.clone().filter(|_| !holder),
             window: Some(Transfer::window(self.window)),
             probation_ms: probation.map(|span| span.as_millis() as u64),
             hold: true,
@@ -555,9 +570,14 @@ impl Predecessor {
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
             out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
+        } else if holder {
+            self.holders.open(peer, hello, offer.descriptors, out);
+            out.push(Output::Arm(Timer::Hold, self.deadlines.handshake));
         } else {
-            // A real takeover never waits for a rehearsal.
+            // A real takeover never waits for a rehearsal, nor for a holder.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
+            let later = Refusal { retry_after_ms: Some(1000), ..Refusal::new("preempted", "a real takeover came") };
+            self.holders.end_unfinished(&later, out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
             let (takes_state, takes_hold) = (hello.state, hello.hold);
             let progress = String::new();
@@ -599,6 +619,7 @@ impl Predecessor {
                 retry_after_ms: Some(1000),
                 ..Refusal::new("busy", "another successor is at it")
             }),
+            Stage::Serving if hello.wants == Wants::Hold => self.holders.admit(hello.nonce),
             Stage::Serving if hello.wants == Wants::Takeover && self.hold.is_some() => Err(self.held()),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
@@ -692,6 +713,7 @@ impl Predecessor {
                 self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
                 out.push(Output::Tells(Notice::Leave(reason)));
                 self.given_back(out);
             }
@@ -824,6 +846,9 @@ impl Predecessor {
         match (timer, &mut self.stage) {
             (Timer::Rehearsal, _) => {
                 self.end_rehearsal(Refusal::new("deadline", "a rehearsal takes five seconds at most"), out);
+            }
+            (Timer::Hold, _) => {
+                self.holders.end_unfinished(&Refusal::new("deadline", "the holder did not answer in time"), out);
             }
             (Timer::Handshake, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
                 self.abort(Refusal::new("deadline", "the successor did not answer in time"), out);
@@ -962,6 +987,7 @@ impl Predecessor {
 
     fn enter_stopping(&mut self, out: &mut Vec<Output>) {
         self.end_rehearsal(Refusal::new("stopping", "the owner was asked to stop"), out);
+        self.end_holders(Refusal::new("stopping", "the owner was asked to stop"), out);
         self.stage = Stage::Stopping;
         if self.probation.is_some() {
             // Whoever stands by gets the lock at the end of this process.
@@ -1046,7 +1072,7 @@ impl Predecessor {
 
     /// Says no. A refusal closes, and whoever was at something must not stay at it.
     fn decline(&mut self, peer: Peer, why: Refusal, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
+        if self.is_at_it(peer) || self.is_elder(peer) {
             self.fault(peer, format!("a question that is refused: {}", why.message), out);
         } else {
             out.push(Output::Refuse(peer, why));
@@ -1065,9 +1091,16 @@ impl Predecessor {
             self.gone(peer, out);
         } else if self.is_rehearsal(peer) {
             self.end_rehearsal(why, out);
+        } else if self.is_holder(peer) {
+            self.holders.end(&why, out, |session| session == peer);
         } else {
             out.push(Output::Refuse(peer, why));
         }
+    }
+
+    /// Whether this peer is at something that has a beginning and an end.
+    fn is_at_it(&self, peer: Peer) -> bool {
+        self.is_heir(peer) || self.is_rehearsal(peer) || self.is_holder(peer)
     }
 
     /// Whether this peer is the successor of the moment.
@@ -1087,7 +1120,7 @@ fn no_longer_owner() -> Refusal {
 }
 
 /// Sends as many descriptors as the window allows.
-fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
+pub(super) fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
     while let Some((first, count)) = transfer.next() {
         out.push(Output::SendDescriptors { peer, first, count });
     }

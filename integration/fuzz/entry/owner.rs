@@ -284,6 +284,7 @@ impl Walk {
                 assert!(self.left, "an exit without a leave");
                 self.over = true;
             }
+            Notice::Replaced => {}
             Notice::Cancelled => self.over = true,
         }
     }
@@ -299,7 +300,11 @@ impl Walk {
         }
         if machine.phase() == Phase::Serving {
             let on_probation = machine.stands_by().is_some();
-            let due = |timer: &Timer| *timer == Timer::Rehearsal || (on_probation && *timer == Timer::Probation);
+            let due = |timer: &Timer| match timer {
+                Timer::Rehearsal | Timer::Hold => true,
+                Timer::Probation => on_probation,
+                _ => false,
+            };
             assert!(self.armed.iter().all(due), "{what:?}: idle, with {:?}", self.armed);
             assert_eq!(self.joined, on_probation, "{what:?}: {machine:?}");
             assert!(!self.left && !self.released && !self.stands_by, "{what:?}: {machine:?}");

@@ -58,6 +58,11 @@ pub(super) enum Says {
     Status,
     Done,
     Held(bool),
+    Hold {
+        other: bool,
+        replaces: bool,
+    },
+    Changed,
     Descriptors(u8),
     /// Whatever these bytes mean, where they mean something.
     Bytes(u8, Vec<u8>),
@@ -170,6 +175,16 @@ impl Says {
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),
             Says::Held(holds) => Held { hold: holds.then(Hold::default) }.into(),
+            Says::Hold { other, replaces } => Hello {
+                min_version: 1,
+                max_version: 1,
+                nonce: NONCE + 1 + u64::from(other),
+                wants: Wants::Hold,
+                replaces,
+                ..Hello::default()
+            }
+            .into(),
+            Says::Changed => Changed {}.into(),
             Says::Descriptors(count) => return Some(Message::Descriptors(u16::from(count.max(1)))),
             Says::Bytes(kind, body) => return decode(kind, 0, 0, &body).ok(),
         };

@@ -37,7 +37,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s, `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -86,6 +86,7 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
     Rollback(RollbackArgs),
     Hold(HoldArgs),
     Rescue(RescueArgs),
+    Keep(KeepArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -93,7 +94,8 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
     /// Ask the owner to leave without a successor, and wait until it has
     ///
     /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more. Without a
-    /// successor the listeners end with it. A takeover that the owner can no longer call off is finished first: then
+    /// successor the listeners end with it, unless ctl keep holds them: then connections wait for the next start, and a second
+    /// stop, to the keeper, ends all. A takeover that the owner can no longer call off is finished first: then
     /// somebody else serves, and the exit code is 1.
     #[command(after_long_help = "\
 Exit codes: 0 the service has ended; 1 refused, or a successor serves; 3 nobody listened; 4 it was still leaving when \
@@ -267,13 +269,47 @@ pub(crate) struct RescueArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Keep the listeners beside the owner, so that connections wait while the service is down
+///
+/// A small process that gets everything the owner has, follows changes of it and of the owner, and accepts nothing. While
+/// an owner lives nobody notices it. When none does any more, after a crash or `ctl stop`, it owns after 2s, in the phase
+/// holding: connections wait in the queues, none is refused, and the next process of the service that starts takes over,
+/// with the same listeners. Then it follows that one. It runs until SIGTERM, SIGINT or SIGHUP, or until another one is
+/// started with --replace; `ctl stop` ends it while it owns, and with it the service.
+///
+/// Up to four may keep the same service. While one owns, a signal to end it loses the connections that wait, unless
+/// another one keeps them, too.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl --socket /run/shop/handoff.sock keep             beside the service, as a unit or a container of its own
+  ctl --socket /run/shop/handoff.sock keep --replace   a new version of ctl in place of the one that keeps
+
+With --json: one object a line: event (following, holding, stopped, replaced), generation, entries (a number), waiting \
+(connections in the queues, while it owns).
+
+Exit codes: 0 it was told to leave, or replaced; 1 refused or failed; 3 nobody listens. --timeout is for the first answer.")]
+pub(crate) struct KeepArgs {
+    /// In place of those that keep the listeners now: they leave once this one has everything
+    #[arg(long)]
+    pub(crate) replace: bool,
+
+    /// User who may take part beside this one and root, as the service itself allows him; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub(crate) allow_uid: Vec<u32>,
+
+    /// Group that may take part, as the service itself allows it; may be repeated
+    #[arg(long, value_name = "GID")]
+    pub(crate) allow_gid: Vec<u32>,
+}
+
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way
 ///
 /// QUEUE is how many connections wait to be accepted, and how many may wait; the kernel tells it for TCP alone.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}}, listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}}, keepers [{pid, app_version}], listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.

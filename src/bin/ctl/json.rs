@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use heirloom::{
     Check, DrainStatus, Entry, Hold, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+    Who,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +25,8 @@ pub(crate) fn status(status: &Status) -> Value {
         "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
         "probation": status.probation.as_ref().map(probation),
         "hold": status.hold.as_ref().map(hold),
+        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
+        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -54,6 +57,10 @@ pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
         .map(|check| json!({"check": check.check, "ok": check.ok, "expected": check.expected, "found": check.found}))
         .collect();
     object
+}
+
+fn keeper(who: &Who) -> Value {
+    json!({"pid": pid(who.pid), "app_version": who.app_version})
 }
 
 /// A process of a history.

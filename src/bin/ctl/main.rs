@@ -15,6 +15,7 @@ mod history;
 mod hold;
 mod init;
 mod json;
+mod keep;
 mod keeper;
 mod listening;
 mod man;
@@ -76,6 +77,7 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
         Command::History(args) => history::run(&global, &args, printer),
         Command::Hold(args) => hold::run(&global, &args, printer),
         Command::Rescue(args) => rescue::run(&global, args, printer),
+        Command::Keep(args) => keep::run(&global, &args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),

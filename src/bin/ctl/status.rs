@@ -95,6 +95,9 @@ pub(crate) fn text(status: &Status) -> String {
     if let Some(hold) = &status.hold {
         row("hold", held(hold));
     }
+    for keeper in &status.keepers {
+        row("kept by", who(keeper.pid, &keeper.app_version));
+    }
     let rows = status.listeners.iter().map(|listener| {
         let queue = match (listener.accept_queue, listener.accept_queue_limit) {
             (Some(length), Some(limit)) => format!("{length}/{limit}"),

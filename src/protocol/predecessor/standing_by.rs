@@ -59,6 +59,7 @@ impl Predecessor {
         out.push(Output::Disarm(Timer::Commit));
         self.patience = Patience::Rested;
         self.stage = Stage::StandingBy(Standing { heir, linked: true, overdue: false });
+        self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
         if self.stopping {
             return self.step_down(out);
         }

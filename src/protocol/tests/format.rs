@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
 use crate::history::{Cause, Side, StepTime, TakeoverRecord};
-use crate::hold::{Hold, Holder};
+use crate::hold::{Hold, SetBy};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
@@ -82,6 +82,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         drain_links: false,
         probation_ms: None,
         hold: false,
+        replaces: false,
     };
     let offer = Offer {
         version: 1,
@@ -134,9 +135,9 @@ fn samples() -> BTreeMap<&'static str, Message> {
         reason: "disk full".to_owned(),
         left_ms: Some(600_000),
         since: 1_764_000_000_000,
-        by: Holder { pid: 4300, uid: 1000 },
+        by: SetBy { pid: 4300, uid: 1000 },
     };
-    let asked = Hold { since: 0, by: Holder::default(), ..hold.clone() };
+    let asked = Hold { since: 0, by: SetBy::default(), ..hold.clone() };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -161,6 +162,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         drainers: Vec::new(),
         probation: None,
         hold: None,
+        keepers: Vec::new(),
         listener_count: 1,
         listeners: Vec::new(),
     };
@@ -185,6 +187,8 @@ fn samples() -> BTreeMap<&'static str, Message> {
     };
     let steered =
         Draining { in_flight: 2, left_ms: Some(58_500), oldest_ms: Some(61_000), obeyed: Some(0x0123_4567_89ab_cdef) };
+    let keeper = Who { pid: 4300, app_version: "ctl 0.1.0".to_owned() };
+    let keeping = Hello { wants: Wants::Hold, replaces: true, state: false, history: false, ..hello.clone() };
     BTreeMap::from([
         ("hello-drain-links", Hello { drain_links: true, ..hello.clone() }.into()),
         ("draining-steered", steered.into()),
@@ -206,6 +210,8 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ask-probation", Ask { probation_ms: probation, ..Ask::from(Question::Probation) }.into()),
         ("status-probation", Status { generation: 8, probation: Some(on_probation), ..Status::default() }.into()),
         ("hello", Message::from(hello.clone())),
+        ("hello-holder", keeping.into()),
+        ("status-keepers", Status { generation: 8, keepers: vec![keeper], ..Status::default() }.into()),
         ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
@@ -216,6 +222,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
         ("state", state.into()),
+        ("changed", Changed {}.into()),
         ("history", History { takeovers: vec![record] }.into()),
         ("held", Held { hold: Some(hold) }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
@@ -447,8 +454,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let mut seen = BTreeSet::new();
     let mut written: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for (name, message) in samples() {
-        if !matches!(message, Message::Unknown(_) | Message::Descriptors(_) | Message::Confirmed(_) | Message::Done(_))
-        {
+        let empty = matches!(message, Message::Confirmed(_) | Message::Changed(_) | Message::Done(_));
+        if !empty && !matches!(message, Message::Unknown(_) | Message::Descriptors(_)) {
             written.entry(message.word()).or_default().push(sample(name));
         }
     }
@@ -473,7 +480,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("drain", field(&draining, "drainers")),
         ("probation", field(&on_probation, "probation")),
         ("hold", field(&held, "hold")),
-        ("holder", field(field(&held, "hold"), "by")),
+        ("set-by", field(field(&held, "hold"), "by")),
         ("listener", field(&listeners, "listeners")),
         ("record", record),
         ("side", field(record, "from")),
