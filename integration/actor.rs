@@ -268,6 +268,7 @@ impl Actor {
             }
             "wait-for-predecessor" => {
                 let within = Duration::from_millis(command["within_ms"].as_u64().unwrap());
+                tell("waiting", json!({}));
                 return Ok(json!(self.serving().wait_for_predecessor(within)?));
             }
             "drain" => {

@@ -110,6 +110,7 @@ fn a_takeover_ends_the_wait_for_the_predecessor() {
     let (mut first, mut second) = drainer_and_owner(&scene, json!({}));
     let mut third = scene.warm("3", json!({}));
     second.tell(&json!({"do": "wait-for-predecessor", "within_ms": PATIENCE.as_millis() as u64}));
+    second.event("waiting");
     third.ask(json!({"do": "ready"}));
     assert_eq!(second.answer()["ok"], Value::Null);
     assert_eq!(second.event("leave")["reason"], "successor");

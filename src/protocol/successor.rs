@@ -308,8 +308,8 @@ impl Successor {
 
     fn message(&mut self, message: Message, out: &mut Vec<Output>) {
         match (&mut self.stage, message) {
-            // What the predecessor remembers is for the driver to keep.
-            (_, Message::Unknown(_) | Message::History(_)) => {}
+            // What the predecessor remembers, and whether takeovers are refused, is for the driver to keep.
+            (_, Message::Unknown(_) | Message::History(_) | Message::Held(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
             (Stage::Listing { offer, entries }, Message::Entries(list)) => {
