@@ -103,9 +103,6 @@ pub(crate) mod driver {
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
         check_entry(&mut; &str) -> Result<()>;
-        probation_status(&;) -> Option<ProbationStatus>;
-        confirm(&mut;) -> Result<()>;
-        give_back(&mut; &str) -> Result<()>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
