@@ -111,7 +111,8 @@ pub(super) enum Key {
     Peer(LinkId),
 }
 
-const TIMERS: [Timer; 11] = [
+/// In the order of their declaration, and all of them.
+const TIMERS: [Timer; 13] = [
     Timer::Handshake,
     Timer::Stall,
     Timer::WarmUp,
@@ -120,6 +121,8 @@ const TIMERS: [Timer; 11] = [
     Timer::Probation,
     Timer::Probe,
     Timer::Rehearsal,
+    Timer::Hold,
+    Timer::Grace,
     Timer::Retry,
     Timer::Start,
     Timer::Orphan,
@@ -134,12 +137,15 @@ pub(super) struct Armed {
 
 impl Armed {
     fn bit(key: Key) -> u64 {
-        match key {
-            Key::Starter(timer) => 1 << (timer as u32),
-            Key::Successor(timer) => 1 << (11 + timer as u32),
-            Key::Predecessor(timer) => 1 << (22 + timer as u32),
-            Key::Peer(_) => 0,
-        }
+        let (machine, timer) = match key {
+            Key::Starter(timer) => (0, timer),
+            Key::Successor(timer) => (1, timer),
+            Key::Predecessor(timer) => (2, timer),
+            Key::Peer(_) => return 0,
+        };
+        let place = timer as usize;
+        assert_eq!(TIMERS.get(place), Some(&timer), "the model's list of timers is out of date");
+        1 << (machine * TIMERS.len() + place)
     }
 
     pub(super) fn arm(&mut self, key: Key) {
@@ -167,7 +173,7 @@ impl Armed {
 
     /// Everything that the attempt of a successor has armed.
     pub(super) fn disarm_attempt(&mut self) {
-        self.machines &= !(0x3ff << 10);
+        TIMERS.into_iter().for_each(|timer| self.disarm(Key::Successor(timer)));
     }
 
     pub(super) fn iter(self) -> impl Iterator<Item = Key> {
