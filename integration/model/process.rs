@@ -90,6 +90,16 @@ pub(super) enum Reclaim {
         claim: Claim,
         file: Option<(u64, u64)>,
     },
+    /// Of a process that stands by: byte 0, then what the file says.
+    TakeBack {
+        nonce: u64,
+    },
+    CompareBack {
+        nonce: u64,
+    },
+    /// It is held: by a party of that takeover?
+    IsParty,
+    IsOwned,
     Unbar {
         taken: bool,
         file: (u64, u64),
@@ -234,6 +244,8 @@ pub(super) struct Process {
     pub(super) state: Option<bool>,
     /// The pidfd of its predecessor.
     pub(super) elder: Option<Pid>,
+    /// The connection to its predecessor, by its number also when it is gone.
+    pub(super) elder_link: Option<LinkId>,
     /// The pidfd of a successor whose connection is gone.
     pub(super) heir: Option<LinkId>,
     /// The lease, by the process that opened it.
@@ -276,6 +288,7 @@ impl Process {
             listed: false,
             state: None,
             elder: None,
+            elder_link: None,
             heir: None,
             lease: None,
             lock: false,
@@ -422,6 +435,14 @@ impl Process {
         let mut predecessor =
             Predecessor::new(generation, rules.entries, rules.exclusive, Deadlines::default(), who, 1);
         predecessor.set_state(rules.state.then(|| StateKind { schema: "state".to_owned(), version: 1 }));
+        self.elder_link = self.link;
+        if let (Some(link), Some(successor)) = (self.link, &self.successor)
+            && let Some(span) = successor.probation()
+        {
+            let takes_state = rules.state && successor.state_kind().is_some();
+            let who = successor.predecessor().clone();
+            predecessor.enter_probation(u64::from(link), successor.nonce(), who, takes_state, span);
+        }
         self.predecessor = Some(predecessor);
     }
 
@@ -437,6 +458,7 @@ impl Process {
         self.outgoing.clear();
         self.offered = Set::default();
         self.elder = None;
+        self.elder_link = None;
         self.heir = None;
         self.accepting = false;
         self.listed = false;
