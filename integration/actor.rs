@@ -262,6 +262,15 @@ impl Actor {
                 self.leases.push(lease);
             }
             "end-lease" => drop(self.leases.pop()),
+            "predecessor" => {
+                let serving = self.serving();
+                return Ok(json!({"drains": serving.predecessor(), "end": serving.predecessor_end()}));
+            }
+            "wait-for-predecessor" => {
+                let within = Duration::from_millis(command["within_ms"].as_u64().unwrap());
+                tell("waiting", json!({}));
+                return Ok(json!(self.serving().wait_for_predecessor(within)?));
+            }
             "drain" => {
                 let Stage::Serving(serving) = std::mem::take(&mut self.stage) else { panic!("not serving") };
                 self.accepting = false;
@@ -633,6 +642,7 @@ impl Actor {
                     self.stage = Stage::Draining(serving.begin_drain()?);
                 }
             }
+            Event::PredecessorGone(end) => tell("predecessor-gone", json!({"end": end})),
             other => tell("event", json!({"what": format!("{other:?}")})),
         }
         Ok(())

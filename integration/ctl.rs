@@ -15,12 +15,14 @@ use serde_json::{Value, json};
 use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
 
 mod check;
+mod hold;
+mod rescue;
 pub(crate) mod stage;
 
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let place = Place::new();
-    let wrong: [&[&str]; 10] = [
+    let wrong: [&[&str]; 12] = [
         &["bogus"],
         &["wait"],
         &["wait", "--ready", "--drained"],
@@ -29,6 +31,8 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["upgrade"],
         &["status", "--timeout", "soon"],
         &["completions", "csh"],
+        &["drain"],
+        &["drain", "extend"],
         &["check", "--only", "nosuchcase"],
         &["check", "--only", "die-hello", "--gentle"],
     ];
@@ -60,10 +64,13 @@ fn a_control_socket_has_to_be_given() {
 #[test]
 fn nobody_is_exit_code_3_and_nothing_is_made() {
     let place = Place::new();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 15] = [
         &["status"],
         &["check"],
         &["history"],
+        &["drain", "status"],
+        &["drain", "extend", "5s"],
+        &["drain", "finish"],
         &["status", "--watch"],
         &["handoff"],
         &["handoff", "--commit"],
@@ -698,6 +705,49 @@ fn wait_until_a_predecessor_has_drained() {
     std::fs::write(service.place.path("end"), "").unwrap();
     assert!(drained.object()["predecessor"].is_null());
     assert_eq!((drained.code(), second.code()), (0, 0));
+}
+
+#[test]
+fn those_who_drain_are_shown_and_steered() {
+    let service = Service::start();
+    assert_eq!(service.json(&["drain", "status"]), json!({"drainers": []}));
+    let run = service.run(&["drain", "status"]);
+    assert_eq!((run.code, run.stdout.as_str()), (0, ""));
+    assert!(run.stderr.contains("nobody drains"));
+    for order in [&["drain", "extend", "5s"][..], &["drain", "finish"]] {
+        let run = service.run(&[&["--json"], order].concat());
+        assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("no-drain")));
+    }
+    // Held by the first generation, which is in this very process.
+    let _client = service.hold();
+    service.place.status_where(|status| status.in_flight == 1);
+    let keeper = service.keeper(&[]);
+    let status =
+        service.place.status_where(|status| status.drainers.first().is_some_and(|drain| drain.in_flight == Some(1)));
+    assert_eq!(status.pid, keeper.pid());
+    let drainers = service.json(&["drain", "status"]);
+    let drain = &drainers["drainers"][0];
+    assert_eq!(drain["pid"], std::process::id());
+    assert_eq!(
+        (&drain["app_version"], &drain["generation"], &drain["in_flight"]),
+        (&json!("one"), &json!(1), &json!(1))
+    );
+    assert!(drain["left"].is_string() && drain["oldest"].is_string(), "{drain}");
+    assert_eq!(drain.as_object().unwrap().len(), 6);
+    let whole = service.json(&["status"]);
+    assert_eq!(whole["drainers"][0]["generation"], 1);
+    let table = service.run(&["drain", "status"]).stdout;
+    assert!(table.starts_with("GENERATION  PID"), "{table}");
+    assert!(service.run(&["status"]).stdout.contains("draining    pid"));
+
+    let extended = service.json(&["drain", "extend", "10m", "--generation", "1"]);
+    assert_eq!(extended["extended"], "10m");
+    assert!(extended["drainers"][0]["left"].as_str().unwrap().starts_with("10m"), "{extended}");
+    let run = service.run(&["--json", "drain", "finish", "--generation", "7"]);
+    assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("no-drain")));
+    let finished = service.json(&["drain", "finish"]);
+    assert_eq!(finished["finished"], true);
+    service.left();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use heirloom::{Drained, Event, Handoff, Reason, Serving};
+use heirloom::{Drained, Event, Handoff, PredecessorEnd, Reason, Serving};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::puppet::{PATIENCE, Scene};
@@ -450,6 +450,19 @@ mod with_tokio {
         assert_eq!(within(asking).await.unwrap(), "3");
         assert_eq!(within(old).await.unwrap().generation(), 3);
         drop(lease);
+    }
+
+    /// Both in this process, whose end no generation in it will see.
+    #[tokio::test]
+    async fn the_end_of_the_predecessor_is_waited_for_and_no_longer_than_that() {
+        let scene = Scene::new();
+        let (mut first, _web) = serve(&scene, "1").await;
+        let end = within(first.wait_for_predecessor(PATIENCE)).await.unwrap();
+        assert_eq!(end, Some(PredecessorEnd::Absent));
+        let ((mut second, _other), left) = tokio::join!(serve(&scene, "2"), within(first.event()));
+        assert_eq!(left.unwrap(), Event::Leave(Reason::Successor));
+        assert_eq!(within(second.wait_for_predecessor(Duration::from_millis(50))).await.unwrap(), None);
+        assert_eq!(second.inner().predecessor().and_then(|drain| drain.generation), Some(1));
     }
 
     /// Whether a future is not ready at its first look.

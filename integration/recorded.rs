@@ -36,6 +36,7 @@ const RELEASED: u8 = 10;
 const ABORT: u8 = 15;
 const HISTORY: u8 = 20;
 const STATUS: u8 = 33;
+const DONE: u8 = 35;
 
 /// The nonce in the recorded hello.
 const NONCE: u64 = 0x0123_4567_89ab_cdef;
@@ -302,6 +303,16 @@ const fn refused(code: &'static str) -> (u8, &'static str) {
 }
 
 #[test]
+fn a_recorded_hold_is_set_and_lifted() {
+    play(&[
+        ("client-ask-hold", &[(DONE, "")]),
+        ("client-hello", &[refused("held")]),
+        ("client-rehearsal", OFFERED),
+        ("client-ask-lift", &[(DONE, "")]),
+    ]);
+}
+
+#[test]
 fn hellos_of_other_versions_are_understood() {
     play(&[
         ("client-hello", OFFERED),
@@ -316,6 +327,7 @@ fn hellos_of_other_versions_are_understood() {
         ("client-hello-unknown-wish", &[refused("unsupported")]),
         ("client-ask-unknown", &[refused("unsupported")]),
         ("client-ask-status", &[(STATUS, "")]),
+        ("client-ask-extend-drain", &[refused("no-drain")]),
         ("client-ask-history", &[(HISTORY, "")]),
     ]);
 }

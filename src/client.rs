@@ -1,4 +1,4 @@
-//! A control client: asks an owner, and changes nothing but where it asks for a stop.
+//! A control client: asks an owner, and changes nothing but where it asks for a stop or for a hold.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -11,6 +11,7 @@ use crate::control::{self, Connect};
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
 use crate::history::TakeoverRecord;
+use crate::hold::Hold;
 use crate::protocol::message::{Ask, Message, Question, cut};
 use crate::status::Status;
 
@@ -158,6 +159,54 @@ impl Client {
     pub fn want_probation(&mut self, time: Duration) -> Result<()> {
         let probation_ms = Some(time.as_millis() as u64);
         self.order(Ask { probation_ms, ..Ask::from(Question::Probation) })
+    }
+
+    /// Has the owner refuse takeovers, with this reason, until [`lift`](Client::lift) or until so much time has passed;
+    /// in the place of an earlier hold, if there is one.
+    ///
+    /// A takeover that is under way is called off (its successor is told `held`, and why), unless its successor has said
+    /// that it is ready: then it is finished, and the new owner goes on with the hold. Rehearsals are not refused, and
+    /// neither is the way back from a probation. The hold is kept in memory and goes from owner to owner; it ends with the
+    /// last process of the service.
+    ///
+    /// Of the reason 1,024 bytes are kept, without control characters; of the time whole milliseconds.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status): [`Error::Refused`] with `draining` by a process that is no longer the owner,
+    /// with `stopping` by one that is about to leave, with `unsupported` by one that knows no hold.
+    pub fn hold(&mut self, reason: &str, within: Option<Duration>) -> Result<()> {
+        let left_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+        let hold = Some(Hold { reason: cut(reason.to_owned()), left_ms, ..Hold::default() });
+        self.order(Ask { hold, ..Question::Hold.into() })
+    }
+
+    /// Has the owner refuse takeovers no longer. Where there is no hold this changes nothing.
+    ///
+    /// # Errors
+    /// As for [`hold`](Client::hold).
+    pub fn lift(&mut self) -> Result<()> {
+        self.order(Question::Lift)
+    }
+
+    /// Moves the drain deadline of those who drain, or of the one that owned this generation: a predecessor of the owner,
+    /// those before it that the owner still knows, and an owner that was asked to stop. It answers when they have obeyed.
+    ///
+    /// # Errors
+    /// As for [`status`](Client::status); [`Error::Refused`] with `no-drain` where nobody drains, with `deadline` where
+    /// one that drains has not obeyed within 3 s (it may be stopped, and obeys when it goes on), and with `unsupported`
+    /// by an owner, or for a predecessor, of a version that cannot do it.
+    pub fn extend_drain(&mut self, by: Duration, generation: Option<u64>) -> Result<()> {
+        let by_ms = Some(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
+        self.order(Ask { by_ms, generation, ..Question::ExtendDrain.into() })
+    }
+
+    /// Ends the drain of those who drain, or of the one that owned this generation, as if its deadline had passed. It
+    /// answers when they have begun to end, or have ended.
+    ///
+    /// # Errors
+    /// As for [`extend_drain`](Client::extend_drain).
+    pub fn finish_drain(&mut self, generation: Option<u64>) -> Result<()> {
+        self.order(Ask { generation, ..Question::FinishDrain.into() })
     }
 
     /// Asks for something to be done, and waits until it is.

@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     sequence: u32,
     /// Descriptors may come: from a predecessor, and from nobody else.
     pub(crate) takes_descriptors: bool,
+    /// It wants the drain links, once it owns.
+    pub(crate) takes_drain_links: bool,
     /// When this peer last said something.
     pub(crate) heard: Instant,
     /// Wants a status after each change.
@@ -88,6 +90,7 @@ impl Connection {
             outgoing: VecDeque::new(),
             sequence: 0,
             takes_descriptors: false,
+            takes_drain_links: false,
             heard: Instant::now(),
             watch: false,
             stale: false,

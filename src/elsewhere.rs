@@ -19,7 +19,7 @@ pub(crate) mod driver {
     use std::time::Duration;
 
     use super::{Error, Infallible};
-    use crate::error::{Result, Who};
+    use crate::error::{Refusal, Result, Who};
     use crate::guests::Guests;
     use crate::listener::Asked;
     use crate::manifest::{Check, Entry, Kind, StateKind};
@@ -27,7 +27,7 @@ pub(crate) mod driver {
     use crate::protocol::message::Wants;
     use crate::protocol::predecessor::Reason;
     use crate::state::{Snapshot, State};
-    use crate::status::{ProbationStatus, Status};
+    use crate::status::{DrainStatus, PredecessorEnd, ProbationStatus, Status};
     use crate::table::{Held, Outcome, Table};
     use crate::temporary::Temporary;
     use crate::wake::Wake;
@@ -51,7 +51,9 @@ pub(crate) mod driver {
         pub(crate) allow_foreign_network_namespace: bool,
         pub(crate) deadlines: Deadlines,
         pub(crate) wants: Wants,
-        pub(crate) temporary: Option<Temporary>,
+        pub(crate) nonce: Option<u64>,
+        pub(crate) replaces: bool,
+        pub(crate) temporary: Option<Arc<Temporary>>,
     }
 
     #[derive(Debug)]
@@ -63,7 +65,11 @@ pub(crate) mod driver {
         StandBy,
         Resume,
         Leave(Reason),
+        PredecessorGone(PredecessorEnd),
         Exit,
+        Changed,
+        Ended(Option<Refusal>),
+        Replaced,
     }
 
     #[derive(Debug)]
@@ -97,9 +103,6 @@ pub(crate) mod driver {
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
         check_entry(&mut; &str) -> Result<()>;
-        probation_status(&;) -> Option<ProbationStatus>;
-        confirm(&mut;) -> Result<()>;
-        give_back(&mut; &str) -> Result<()>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;
@@ -109,6 +112,10 @@ pub(crate) mod driver {
         progress(&mut; &str) -> Result<()>;
         ready(&mut;) -> Result<()>;
         elder(&;) -> Option<&Who>;
+        drainer(&;) -> Option<&DrainStatus>;
+        elder_end(&;) -> Option<PredecessorEnd>;
+        await_elder(&mut; Duration) -> Result<()>;
+        look_for_elder(&mut;) -> Result<Option<Option<PredecessorEnd>>>;
         is_last_holder(&;) -> bool;
         status(&;) -> Status;
         released(&mut;) -> Result<()>;
@@ -135,6 +142,65 @@ pub(crate) mod driver {
         drain_summary(&;) -> (bool, u64);
     }
 
+    pub(crate) mod holding {
+        use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+        use std::sync::Arc;
+
+        use super::{Infallible, Settings};
+        use crate::error::Result;
+        use crate::protocol::holder::Notice;
+        use crate::status::Status;
+        use crate::table::Table;
+        use crate::wake::Wake;
+
+        #[derive(Debug)]
+        pub(crate) struct Holding {
+            never: Infallible,
+        }
+
+        impl Holding {
+            pub(crate) fn begin(_: Settings, wake: Arc<Wake>) -> Result<Holding> {
+                match *wake {}
+            }
+
+            pub(crate) fn process(&mut self) -> Result<Option<Notice>> {
+                match self.never {}
+            }
+
+            pub(crate) fn status(&self) -> Option<Status> {
+                match self.never {}
+            }
+
+            pub(crate) fn table(&self) -> Option<&Table> {
+                match self.never {}
+            }
+
+            pub(crate) fn has_owned(&self) -> bool {
+                match self.never {}
+            }
+
+            pub(crate) fn generation(&self) -> u64 {
+                match self.never {}
+            }
+
+            pub(crate) fn wake(&self) -> &Arc<Wake> {
+                match self.never {}
+            }
+        }
+
+        impl AsRawFd for Holding {
+            fn as_raw_fd(&self) -> RawFd {
+                match self.never {}
+            }
+        }
+
+        impl AsFd for Holding {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                match self.never {}
+            }
+        }
+    }
+
     impl AsRawFd for Driver {
         fn as_raw_fd(&self) -> RawFd {
             match self.never {}
@@ -150,6 +216,7 @@ pub(crate) mod driver {
 
 pub(crate) mod wake {
     use super::Error;
+    use crate::ages::Age;
     use crate::error::Result;
 
     #[derive(Debug)]
@@ -168,11 +235,11 @@ pub(crate) mod wake {
             match *self {}
         }
 
-        pub(crate) fn take_lease(&self) {
+        pub(crate) fn take_lease(&self) -> Age {
             match *self {}
         }
 
-        pub(crate) fn drop_lease(&self) {
+        pub(crate) fn drop_lease(&self, _: Age) {
             match *self {}
         }
 
@@ -394,6 +461,38 @@ pub(crate) mod client {
         pub fn stop(&mut self) -> Result<()> {
             match self.never {}
         }
+
+        /// Moves the drain deadline of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn extend_drain(&mut self, _: Duration, _: Option<u64>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Ends the drain of those who drain.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn finish_drain(&mut self, _: Option<u64>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Has the owner refuse takeovers.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn hold(&mut self, _: &str, _: Option<Duration>) -> Result<()> {
+            match self.never {}
+        }
+
+        /// Has the owner refuse takeovers no longer.
+        ///
+        /// # Errors
+        /// None: there is no such value.
+        pub fn lift(&mut self) -> Result<()> {
+            match self.never {}
+        }
     }
 
     impl AsFd for Client {
@@ -489,6 +588,8 @@ pub(crate) mod sys {
     pub(crate) fn set_mode(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    pub(crate) fn drop_text_pages() {}
 
     pub(crate) fn random() -> io::Result<u64> {
         Ok(std::hash::RandomState::new().build_hasher().finish())

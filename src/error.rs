@@ -44,7 +44,7 @@ impl fmt::Display for Who {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// Stable and lower case: `busy`, `starting`, `stopping`, `version`, `stranger`, `releasing`, `draining`, ...
+    /// Stable and lower case: `busy`, `starting`, `stopping`, `version`, `stranger`, `releasing`, `draining`, `held`, ...
     pub code: String,
     /// One sentence for a person.
     #[serde(default)]
@@ -393,6 +393,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Refused(refusal) | Error::GaveUp(refusal) => match (refusal.code.as_str(), refusal.retry_after_ms) {
+                ("held", after) => {
+                    let after = after.map(|ms| format!(", or try again in {}", seconds(Duration::from_millis(ms))));
+                    format!("lift the hold (ctl hold --lift){}", after.unwrap_or_default())
+                }
                 ("stopping", _) => "the service is ending: start again, as the first".to_owned(),
                 ("shortage" | "crowded", _) => {
                     "raise the limit on open files (ulimit -n) of the process that serves, then try again".to_owned()
@@ -410,7 +414,9 @@ impl Error {
             Error::LinkLost => "start again; the predecessor's log says why it closed the connection".to_owned(),
             Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),
             Error::Orphaned { pids } if pids.is_empty() => "end the process that holds the lock file open".to_owned(),
-            Error::Orphaned { .. } => "end or continue these processes, then start again".to_owned(),
+            Error::Orphaned { .. } => {
+                "end or continue these processes, then start again; or ctl rescue, to keep its listeners".to_owned()
+            }
             Error::Unresponsive { .. } => {
                 "look at that process: continue it if it is stopped (kill -CONT), or end it and start again".to_owned()
             }

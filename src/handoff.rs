@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control;
+use crate::driver::holding::Holding;
 use crate::driver::{Driver, Notice, Settings};
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::guests::Guests;
+use crate::holder::Holder;
 use crate::manifest::{StateKind, check_name};
 use crate::protocol::message::Wants;
 use crate::protocol::{Deadlines, MAX_RELEASE};
@@ -39,6 +41,7 @@ pub struct Handoff {
     shared_folder: bool,
     allow_foreign_network_namespace: bool,
     deadlines: Deadlines,
+    replaces: bool,
     wake: Option<Arc<Wake>>,
     temporary: Option<Temporary>,
 }
@@ -67,6 +70,7 @@ impl Handoff {
             shared_folder: false,
             allow_foreign_network_namespace: false,
             deadlines: Deadlines::default(),
+            replaces: false,
             wake: None,
             temporary: None,
         }
@@ -251,6 +255,14 @@ impl Handoff {
         self
     }
 
+    /// Says that this [`Holder`](crate::Holder) is in place of those before it: once it has everything, they are told to
+    /// leave.
+    #[must_use]
+    pub fn replace_holders(mut self, replace: bool) -> Handoff {
+        self.replaces = replace;
+        self
+    }
+
     /// A handle that cancels the start, and later stops the service, from any thread.
     ///
     /// # Errors
@@ -287,7 +299,39 @@ impl Handoff {
         self.enter(Wants::Rehearsal).map(|driver| Joining { driver, started: false })
     }
 
-    fn enter(mut self, wants: Wants) -> Result<Box<Driver>> {
+    /// Ends the owner from which these copies were taken, and owns in its place. Where nobody owned, nobody is ended.
+    ///
+    /// The next generation begins with it. Everybody who connects meanwhile waits in the queues. Warm up, then say
+    /// [`ready`](Starting::ready), as after any start. From here on this process holds the only copies: dropping what
+    /// comes back closes them.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`](crate::Error::Superseded) where a successor of the old owner took over first, and serves;
+    /// [`Error::Deadline`](crate::Error::Deadline) where it does not die in 30 s; [`Error::Io`](crate::Error::Io).
+    #[cfg(all(feature = "ctl", target_os = "linux"))]
+    pub fn rescue(self, wreck: crate::rescue::Wreck) -> Result<Starting> {
+        let (settings, wake) = self.settings(Wants::Takeover)?;
+        Driver::rescue(settings, wake, wreck).map(Starting::new)
+    }
+
+    /// Begins to keep what the owner has, without waiting: poll what comes back, and call
+    /// [`Holder::process`](crate::Holder::process).
+    ///
+    /// # Errors
+    /// As for [`begin_rehearsal`](Handoff::begin_rehearsal).
+    pub fn begin_hold(self) -> Result<Holder> {
+        let (settings, wake) = self.settings(Wants::Hold)?;
+        Holding::begin(settings, wake).map(Holder::new)
+    }
+
+    fn enter(self, wants: Wants) -> Result<Box<Driver>> {
+        let within = self.deadlines.start;
+        let (settings, wake) = self.settings(wants)?;
+        Driver::begin(settings, within, wake)
+    }
+
+    /// Checks the path, and everything else that can be.
+    fn settings(mut self, wants: Wants) -> Result<(Settings, Arc<Wake>)> {
         let path = control::resolve(&self.path)?;
         if let Some(state) = &self.state {
             check_name(&state.schema)?;
@@ -301,13 +345,12 @@ impl Handoff {
         let pid_file = self.pid_file.take().map(std::path::absolute).transpose();
         let pid_file = pid_file.map_err(|error| Error::io("find the current folder", error))?;
         let wake = self.wake()?;
-        let within = self.deadlines.start;
         let settings = Settings {
             path,
             app_version: self.app_version,
             exclusive: self.exclusive || self.state.is_some(),
             state: self.state,
-            holding: self.holding,
+            holding: self.holding || wants == Wants::Hold,
             process_stays: self.process_stays,
             pid_file,
             #[cfg(feature = "systemd")]
@@ -320,9 +363,11 @@ impl Handoff {
             allow_foreign_network_namespace: self.allow_foreign_network_namespace,
             deadlines: self.deadlines,
             wants,
-            temporary: self.temporary,
+            nonce: None,
+            replaces: self.replaces,
+            temporary: self.temporary.map(Arc::new),
         };
-        Driver::begin(settings, within, wake)
+        Ok((settings, wake))
     }
 }
 

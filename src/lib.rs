@@ -41,12 +41,12 @@
 //! |---|---|---|
 //! | 6 | `bin/ctl` | the program, on the public API and `probe` |
 //! | 5 | `adapter::{std, mio, tokio}` | faces: how a program waits |
-//! | 4 | `handoff`, `starting`, `claim`, `group`, `serving`, `drain`, `rehearsal`, `client`, `testing` | the public types, one for each stage of a life |
+//! | 4 | `handoff`, `starting`, `claim`, `group`, `serving`, `drain`, `rehearsal`, `holder`, `client`, `testing` | the public types, one for each stage of a life |
 //! | 4 | `probe` | a peer that need not behave, for the program alone |
-//! | 3 | `driver`, `connection`; `elsewhere` off Linux | the one place where protocol meets I/O |
-//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary` | what the kernel offers, each by itself |
-//! | 1 | `protocol`, `wire` | three state machines without I/O, descriptors or clock; frames |
-//! | 0 | `error`, `guests`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 3 | `driver`, `connection`, `rescue`; `elsewhere` off Linux | the one place where protocol meets I/O |
+//! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary`, `inventory`, `wreck` | what the kernel offers, each by itself |
+//! | 1 | `protocol`, `wire` | four state machines without I/O, descriptors or clock; frames |
+//! | 0 | `ages`, `error`, `guests`, `hold`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
@@ -54,6 +54,7 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "what is below the public types has no use there"))]
 
 mod adapter;
+mod ages;
 mod claim;
 #[cfg(target_os = "linux")]
 mod client;
@@ -80,6 +81,10 @@ mod group;
 mod guests;
 mod handoff;
 mod history;
+mod hold;
+mod holder;
+#[cfg(target_os = "linux")]
+mod inventory;
 #[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
@@ -95,6 +100,8 @@ mod poller;
 pub mod probe;
 pub mod protocol;
 mod rehearsal;
+#[cfg(all(feature = "ctl", target_os = "linux"))]
+pub mod rescue;
 mod serving;
 mod shared;
 mod spare;
@@ -115,6 +122,8 @@ pub mod testing;
 mod wake;
 mod wire;
 mod words;
+#[cfg(all(feature = "ctl", target_os = "linux"))]
+mod wreck;
 
 #[cfg(not(target_os = "linux"))]
 use elsewhere::{client, control, driver, folder, listener, state, sys, wake};
@@ -130,13 +139,15 @@ pub use error::{Error, NameProblem, NetworkNamespace, PathProblem, Refusal, Resu
 pub use group::Group;
 pub use handoff::{Handoff, Joining, Stopper};
 pub use history::{Cause, Side, StepTime, TakeoverRecord};
+pub use hold::{Hold, SetBy};
+pub use holder::{Holder, HolderEvent};
 pub use manifest::{Check, Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 pub use protocol::predecessor::Reason;
 pub use rehearsal::Rehearsal;
 pub use serving::{Event, Lease, Serving};
 pub use starting::{Committing, LastHolder, PredecessorInfo, Starting};
 pub use state::{Snapshot, State};
-pub use status::{DrainStatus, ListenerStatus, Phase, ProbationStatus, Status, TakeoverStatus};
+pub use status::{DrainStatus, ListenerStatus, Phase, PredecessorEnd, ProbationStatus, Status, TakeoverStatus};
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub use systemd::SYSTEMD_VARIABLES;
 pub use table::{Outcome, Report, StateOutcome};

@@ -94,6 +94,9 @@ impl Say {
                 state: false,
                 probation_ms: None,
                 history: false,
+                drain_links: false,
+                hold: true,
+                replaces: false,
             }
             .into(),
             Say::Room(descriptors) => Room { descriptors: *descriptors }.into(),

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use crate::ages::Age;
 use crate::claim::Claim;
 use crate::drain::Draining;
 use crate::driver::{Driver, Notice};
@@ -12,11 +13,11 @@ use crate::handoff::{Stopper, pollable};
 use crate::manifest::Entry;
 use crate::protocol::predecessor::Reason;
 use crate::state::{Snapshot, State};
-use crate::status::{ProbationStatus, Status};
+use crate::status::{DrainStatus, PredecessorEnd, ProbationStatus, Status};
 use crate::table::Report;
 use crate::wake::Wake;
 
-/// What a process that serves is told.
+/// What a process that serves is told. Later versions may have more: what a program does not know asks nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -33,18 +34,22 @@ pub enum Event {
     Resume,
     /// Stop accepting, then [`Serving::drain`].
     Leave(Reason),
+    /// The process from which this one has taken the service over has ended, and this is how. Nothing is to be done;
+    /// what only one process can have at a time, such as a large cache, may be taken now.
+    PredecessorGone(PredecessorEnd),
 }
 
 /// Something in flight: the drain waits until the last of these is dropped. Cheap to make and to clone.
 #[derive(Debug)]
 pub struct Lease {
     wake: Arc<Wake>,
+    age: Age,
 }
 
 impl Lease {
     pub(crate) fn new(wake: Arc<Wake>) -> Lease {
-        wake.take_lease();
-        Lease { wake }
+        let age = wake.take_lease();
+        Lease { wake, age }
     }
 
     /// Whether this process has been told to leave: a good moment to say so to the client of a kept-alive connection.
@@ -62,7 +67,7 @@ impl Clone for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.wake.drop_lease();
+        self.wake.drop_lease(self.age);
     }
 }
 
@@ -154,6 +159,23 @@ impl Serving {
         self.driver.status()
     }
 
+    /// The process from which this one has taken the service over, as long as it drains: how much it has in flight and
+    /// how long it may go on, as it last told, which it does about once a second. `None` where there is none any more.
+    #[must_use]
+    pub fn predecessor(&self) -> Option<&DrainStatus> {
+        self.driver.drainer()
+    }
+
+    /// How the process ended from which this one has taken the service over; `None` as long as it is there.
+    ///
+    /// The kernel says that it has ended, by its pidfd, and its own last word says how: so a process that is stopped, or
+    /// that has drained and not yet exited, is still there. After this process has [resumed](Event::Resume) it is still
+    /// that process which is meant, and not the successor that died.
+    #[must_use]
+    pub fn predecessor_end(&self) -> Option<PredecessorEnd> {
+        self.driver.elder_end()
+    }
+
     /// Every entry that the next successor is offered, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.driver.table.iter().map(|held| &*held.entry)
@@ -228,8 +250,11 @@ impl Serving {
                     self.stands_by = false;
                     return Ok(Some(Event::Leave(reason)));
                 }
+                Notice::PredecessorGone(end) => return Ok(Some(Event::PredecessorGone(end))),
                 // Of the time before this one, or of a drain, which has a type of its own.
                 Notice::Started | Notice::Serving | Notice::Failed(_) | Notice::Exit => {}
+                // For a holder alone.
+                Notice::Changed | Notice::Ended(_) | Notice::Replaced => {}
             }
         }
         Ok(None)

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Who;
+use crate::hold::Hold;
 use crate::words::words;
 
 words! {
@@ -24,6 +25,20 @@ words! {
         Holding = "holding",
         /// It was asked to leave, without a successor.
         Stopping = "stopping",
+    }
+}
+
+words! {
+    /// How the process ended from which this one has taken the service over.
+    pub enum PredecessorEnd {
+        /// There was none: this process was the first.
+        Absent = "absent",
+        /// It had nothing in flight any more, and left.
+        Clean = "clean",
+        /// Its drain was ended with something still in flight: by its drain deadline, or by an operator.
+        Forced = "forced",
+        /// It ended without a last word: by a signal, by a crash, or by an exit in the middle of its drain.
+        Killed = "killed",
     }
 }
 
@@ -52,12 +67,18 @@ pub struct TakeoverStatus {
 pub struct DrainStatus {
     /// Who drains.
     pub who: Who,
+    /// The generation that it owned, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// How much it still has in flight, as it last said.
     #[serde(default)]
     pub in_flight: Option<u64>,
     /// Until its drain deadline, in milliseconds, as it last said.
     #[serde(default)]
     pub left_ms: Option<u64>,
+    /// For how long the oldest of what it has in flight has been going on, in milliseconds, as it last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<u64>,
 }
 
 /// A probation that is under way.
@@ -130,9 +151,18 @@ pub struct Status {
     /// The predecessor, while it still drains.
     #[serde(default)]
     pub predecessor: Option<DrainStatus>,
+    /// All processes that drain and are known to this one: its predecessor first, then those before it. 16 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drainers: Vec<DrainStatus>,
     /// The probation that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probation: Option<ProbationStatus>,
+    /// Why takeovers are refused for now, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// The processes that keep the listeners beside the owner.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keepers: Vec<Who>,
     /// How many listeners follow in frames of their own.
     #[serde(default)]
     pub listener_count: u32,

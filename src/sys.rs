@@ -23,9 +23,10 @@ const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// Takes ownership of a descriptor that the kernel has just installed in this process.
 ///
-/// Callers pass only numbers that came out of an `SCM_RIGHTS` control message of their own `recvmsg` call.
+/// Callers pass only numbers that came out of an `SCM_RIGHTS` control message of their own `recvmsg` call, or out of a
+/// system call that makes a descriptor.
 pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel installed `fd` for this very receive; nobody else knows the number yet.
+    // SAFETY: the kernel installed `fd` for this very call; nobody else knows the number yet.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -251,6 +252,25 @@ pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> 
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, pending)
 }
 
+/// Gives back the pages of program text that this process has mapped: they are in the file, and the kernel maps them again
+/// one by one as they are run.
+pub(crate) fn drop_text_pages() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
+        // Nothing else: what is only readable may have been relocated, and that is not in the file.
+        if mode != "r-xp" || !fields.nth(3).is_some_and(|path| path.starts_with('/')) {
+            continue;
+        }
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
+        // SAFETY: a private mapping of a file that cannot be written through and is not position dependent keeps nothing
+        // that is not in the file, so each page reads the same after it is mapped again (madvise(2)).
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+    }
+}
+
 /// An int among the options of TCP.
 pub(crate) fn tcp_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<i32> {
     option_of(fd, libc::IPPROTO_TCP, name)
@@ -279,12 +299,46 @@ fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: 
 
 /// A pidfd of this very process, to be handed to a successor (pidfd_open(2), Linux 5.3; close-on-exec from birth).
 pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the result is a new descriptor or -1.
-    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-    if number < 0 {
+    open_pidfd(std::process::id())
+}
+
+/// A pidfd of a process (pidfd_open(2), Linux 5.3; close-on-exec from birth).
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: no pointers.
+    made(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// A copy of another process's descriptor (pidfd_getfd(2), Linux 5.6; close-on-exec from birth).
+#[cfg(feature = "ctl")]
+pub(crate) fn copy_of(pidfd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    made(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
+}
+
+/// Ends a process (pidfd_send_signal(2) with `SIGKILL`).
+#[cfg(feature = "ctl")]
+pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo means that of kill(2).
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The descriptor that a system call has just made, or why it has not.
+fn made(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    RawFd::try_from(number).map(adopt).map_err(io::Error::other)
+    RawFd::try_from(result).map(adopt).map_err(io::Error::other)
+}
+
+/// `SIOCOUTQ`: how much of what was sent on a Unix socket the other side has not read yet; 0 is nothing.
+pub(crate) fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int there.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if done == 0 { Ok(usize::try_from(bytes).unwrap_or_default()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Runs a system call that may raise `SIGPIPE` in this thread and has no flag against it, and takes the signal back.

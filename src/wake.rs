@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::ages::{Age, Ages};
 use crate::error::{Error, Result};
 
 /// What the threads of a process share with its handoff.
@@ -13,6 +15,7 @@ pub(crate) struct Wake {
     event: EventFd,
     stop: AtomicBool,
     leases: AtomicU64,
+    ages: Ages,
     draining: AtomicBool,
 }
 
@@ -20,7 +23,13 @@ impl Wake {
     pub(crate) fn new() -> Result<Wake> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_value_and_flags(0, flags).map_err(|errno| Error::io("make an eventfd", errno))?;
-        Ok(Wake { event, stop: AtomicBool::new(false), leases: AtomicU64::new(0), draining: AtomicBool::new(false) })
+        Ok(Wake {
+            event,
+            stop: AtomicBool::new(false),
+            leases: AtomicU64::new(0),
+            ages: Ages::default(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Asks for a stop; writes to the eventfd and does nothing else, so a signal handler may call it (eventfd(2)).
@@ -47,11 +56,18 @@ impl Wake {
         self.leases.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn take_lease(&self) {
-        self.leases.fetch_add(1, Ordering::SeqCst);
+    /// For how long the oldest lease has been held, to the second.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        self.ages.oldest()
     }
 
-    pub(crate) fn drop_lease(&self) {
+    pub(crate) fn take_lease(&self) -> Age {
+        self.leases.fetch_add(1, Ordering::SeqCst);
+        self.ages.take()
+    }
+
+    pub(crate) fn drop_lease(&self, age: Age) {
+        self.ages.give_back(age);
         if self.leases.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_draining() {
             self.again();
         }

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 pub(crate) const CTL: &str = env!("CARGO_BIN_EXE_ctl");
 
 /// No step takes as long, on any machine; it only ends tests that would never end.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder of its own, with the path of a control socket in it.
 pub(crate) struct Place {
@@ -282,6 +282,13 @@ impl Running {
     pub(crate) fn code(&mut self) -> i32 {
         let status = eventually(|| self.child.try_wait().unwrap());
         status.code().unwrap_or_else(|| panic!("{status}"))
+    }
+
+    /// Whether a signal that nobody can catch has ended it.
+    #[track_caller]
+    pub(crate) fn killed(&mut self) -> bool {
+        let status = eventually(|| self.child.try_wait().unwrap());
+        std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::SIGKILL as i32)
     }
 
     /// The next line of its stderr.

@@ -12,10 +12,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::drain::Drained;
 use crate::error::{Error, Result};
 use crate::handoff::Handoff;
+use crate::holder::{Holder, HolderEvent};
 use crate::protocol::predecessor::Reason;
 use crate::rehearsal::Rehearsal;
 use crate::serving::{Event, Serving};
 use crate::starting::Starting;
+use crate::status::PredecessorEnd;
 
 impl Handoff {
     /// Starts, and waits until everything is here: as the successor of the process that serves, or as the first.
@@ -50,6 +52,34 @@ impl Handoff {
                 }
             }
             wait(&[joining.as_fd()], None)?;
+        }
+    }
+}
+
+impl Handoff {
+    /// Keeps what the owner has beside it, and waits until everything is here; see [`Holder`].
+    ///
+    /// # Errors
+    /// As for [`begin_hold`](Handoff::begin_hold), and every reason for which the owner gives nothing.
+    pub fn hold(self) -> Result<Holder> {
+        let mut holder = self.begin_hold()?;
+        // The first event that there can be.
+        holder.wait()?;
+        Ok(holder)
+    }
+}
+
+impl Holder {
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// As for [`process`](Holder::process).
+    pub fn wait(&mut self) -> Result<HolderEvent> {
+        loop {
+            if let Some(event) = self.process()? {
+                return Ok(event);
+            }
+            wait(&[self.as_fd()], None)?;
         }
     }
 }
@@ -175,6 +205,25 @@ impl Serving {
         loop {
             if let Some(event) = self.process()? {
                 return Ok(event);
+            }
+            wait(&[self.as_fd()], None)?;
+        }
+    }
+
+    /// Waits until the process has ended from which this one has taken the service over, for so long at most.
+    /// [`PredecessorEnd::Absent`] where there was none. `None`: it is still there, because the time is over, or because
+    /// something has happened that cannot wait; the next [`process`](Serving::process) says what that is.
+    ///
+    /// The control socket is answered meanwhile, and nothing is accepted. A program that serves meanwhile learns of the end
+    /// by [`Event::PredecessorGone`], which follows in any case.
+    ///
+    /// # Errors
+    /// As for [`process`](Serving::process).
+    pub fn wait_for_predecessor(&mut self, within: Duration) -> Result<Option<PredecessorEnd>> {
+        self.driver.await_elder(within)?;
+        loop {
+            if let Some(end) = self.driver.look_for_elder()? {
+                return Ok(end);
             }
             wait(&[self.as_fd()], None)?;
         }

@@ -31,6 +31,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -46,6 +47,7 @@ use crate::handoff::{Handoff, Stopper};
 use crate::protocol::predecessor::Reason;
 use crate::serving::{Event, Lease};
 use crate::starting::LastHolder;
+use crate::status::PredecessorEnd;
 use crate::sys;
 
 /// Starts: as the successor of the process that serves, or as the first.
@@ -225,6 +227,21 @@ impl Serving {
         }
     }
 
+    /// Waits until the process has ended from which this one has taken the service over, for so long at most; see
+    /// [`crate::Serving::wait_for_predecessor`]. Safe to cancel.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn wait_for_predecessor(&mut self, within: Duration) -> Result<Option<PredecessorEnd>> {
+        self.inner.driver.await_elder(within)?;
+        loop {
+            if let Some(end) = self.inner.driver.look_for_elder()? {
+                return Ok(end);
+            }
+            self.waiter.readable().await?;
+        }
+    }
+
     /// The next event, where the accept loop is somebody else's. Safe to cancel.
     ///
     /// # Errors
@@ -245,7 +262,7 @@ impl Serving {
             Some(Event::StandBy) => self.teller.stands_by(),
             Some(Event::Resume) => self.teller.resumed(self.inner.generation()),
             Some(Event::Leave(reason)) => self.teller.left(reason),
-            Some(Event::Release) | None => {}
+            Some(Event::Release | Event::PredecessorGone(_)) | None => {}
         }
         Ok(event)
     }

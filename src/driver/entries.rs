@@ -8,6 +8,7 @@ use log::info;
 use super::Driver;
 use crate::error::{Error, Result};
 use crate::listener;
+use crate::protocol::predecessor;
 use crate::status::Phase;
 use crate::table::{Held, Outcome};
 
@@ -90,7 +91,9 @@ impl Driver {
     fn entries_changed(&mut self) -> Result<()> {
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
+            self.inventory.is_stale();
         }
+        self.owner(predecessor::Input::Changed);
         self.changed = true;
         self.leave()
     }

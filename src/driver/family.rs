@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::lock::{Content, LockDescription};
+use crate::protocol::holder::Look;
 use crate::protocol::predecessor::{Claim, Found};
 use crate::protocol::successor::Lock;
 use crate::shared::SharedFd;
@@ -89,6 +90,25 @@ impl Family {
         Some([pidfd.into(), lease.into(), heir.into(), control.into()])
     }
 
+    /// The first batch for a holder. What is prepared for a successor stays: a takeover waits for no holder.
+    pub(super) fn holders_batch(&mut self, path: &Path) -> io::Result<[SharedFd; 4]> {
+        let description = OwnedFd::from(self.open_description(path)?);
+        let pidfd = match &self.pidfd {
+            Some(pidfd) => pidfd.clone(),
+            None => Arc::new(sys::own_pidfd()?),
+        };
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let lease = self.lease.clone().ok_or_else(missing)?;
+        let control = self.control.clone().ok_or_else(missing)?;
+        Ok([pidfd.into(), lease.into(), description.into(), control.into()])
+    }
+
+    /// Whether somebody owns, and what the file says: a look that takes nothing.
+    pub(super) fn look(&self) -> io::Result<Look> {
+        let lock = self.lock.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        if lock.is_owned_elsewhere()? { Ok(Look::Held) } else { Ok(Look::Free(lock.read()?.generation)) }
+    }
+
     fn open_description(&self, path: &Path) -> io::Result<File> {
         let lease = self.lease.as_ref().ok_or(io::ErrorKind::NotFound)?;
         LockDescription::open_anew(lease, path)
@@ -113,6 +133,39 @@ impl Family {
             self.lock = Some(description);
         }
         Ok(taken)
+    }
+
+    /// With a copy of the lease in hand: opens a description, and bars takeovers with it where none is under way. Gives the
+    /// generation of the moment.
+    #[cfg(feature = "ctl")]
+    pub(super) fn bar(&mut self, path: &Path) -> io::Result<u64> {
+        let description = LockDescription::new(self.open_description(path)?);
+        let generation = description.read()?.generation;
+        description.bar_takeovers()?;
+        self.lock = Some(description);
+        Ok(generation)
+    }
+
+    /// The generation in the file.
+    #[cfg(feature = "ctl")]
+    pub(super) fn generation(&self) -> io::Result<u64> {
+        self.lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), |lock| Ok(lock.read()?.generation))
+    }
+
+    /// After [`bar`](Family::bar): takes byte 0, and writes the next generation. `None` where a lock is busy.
+    #[cfg(feature = "ctl")]
+    pub(super) fn seize(&self) -> Result<Option<u64>> {
+        let Some(lock) = &self.lock else { return Ok(None) };
+        let taken = || -> io::Result<Option<u64>> {
+            if !lock.bar_takeovers()? || !lock.take_owner()? {
+                return Ok(None);
+            }
+            let generation = lock.read()?.generation.saturating_add(1);
+            lock.write(Content { generation, nonce: 0 })?;
+            lock.leave_takeover()?;
+            Ok(Some(generation))
+        };
+        taken().map_err(|error| Error::io("take the owner lock", error))
     }
 
     /// Byte 1, shared.

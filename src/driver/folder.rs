@@ -8,6 +8,7 @@ use mio::Interest;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Driver, FOLDER};
+use crate::protocol::predecessor;
 use crate::status::Phase;
 use crate::{control, listener};
 
@@ -65,8 +66,11 @@ impl Driver {
                 self.family.inode = listener::path_inode(&path);
                 if let Some(predecessor) = &mut self.predecessor {
                     predecessor.set_path_inode(self.family.inode);
+                    self.inventory.is_stale();
                 }
                 self.start_control();
+                // The old one leads nowhere any more.
+                self.owner(predecessor::Input::Changed);
             }
             Err(error) => error!("{error}"),
         }

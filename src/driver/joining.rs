@@ -8,6 +8,7 @@ use log::{info, warn};
 use mio::Interest;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::hold::HoldClock;
 use super::{CONTROL, Driver, Key, LISTEN_PAUSE, Notice, Work};
 use crate::control::{self, Connect};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::protocol::message::{Hello, Wants};
 use crate::protocol::predecessor::{self, Predecessor};
 use crate::protocol::starter::{self, Lease};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
-use crate::status::{DrainStatus, Phase};
+use crate::status::Phase;
 use crate::table::{Held, Outcome, index};
 use crate::{listener, sys};
 
@@ -37,7 +38,7 @@ impl Driver {
                         }
                         Connect::Unreachable => {
                             control::check_path(&self.settings.path, &self.settings.guests)?;
-                            if self.settings.wants == Wants::Rehearsal {
+                            if self.settings.wants != Wants::Takeover {
                                 return Err(Error::Nobody { path: self.settings.path.clone() });
                             }
                             starter::Input::Unreachable
@@ -82,8 +83,8 @@ impl Driver {
     }
 
     fn take_lease(&mut self) -> Result<Lease> {
-        if self.settings.wants == Wants::Rehearsal {
-            // A look never founds anything: it waits for the owner to answer.
+        if self.settings.wants != Wants::Takeover {
+            // Who takes nothing founds nothing: it waits for the owner to answer.
             return Ok(Lease::Busy { owned: true });
         }
         let path = lock_path(&self.settings.path);
@@ -131,17 +132,15 @@ impl Driver {
             connection.takes_descriptors = true;
         }
         self.manifest.clear();
-        let nonce = loop {
-            let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
-            // 0 in the lock file means that nobody is at it.
-            if nonce != 0 {
-                break nonce;
-            }
+        let nonce = match self.settings.nonce {
+            Some(nonce) => nonce,
+            None => nonce()?,
         };
         let hello = Successor::hello(nonce, self.identity(), self.settings.wants, self.namespace);
         let probation_ms = self.settings.probation.map(|span| span.as_millis() as u64);
-        let (state, history) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
-        let hello = Hello { state, history, probation_ms, ..hello };
+        let (state, takeover) = (self.settings.state.is_some(), self.settings.wants == Wants::Takeover);
+        let replaces = self.settings.replaces;
+        let hello = Hello { state, history: takeover, drain_links: takeover, probation_ms, replaces, ..hello };
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
@@ -172,7 +171,7 @@ impl Driver {
     }
 
     /// This process holds byte 0: from here on it is the owner's machine that decides.
-    fn become_owner(&mut self, generation: u64) {
+    pub(super) fn become_owner(&mut self, generation: u64) {
         let mut predecessor = Predecessor::new(
             generation,
             self.table.len() as u32,
@@ -184,37 +183,13 @@ impl Driver {
         predecessor.set_path_inode(self.family.inode);
         predecessor.set_window(window());
         predecessor.set_state(self.settings.state.clone());
-        predecessor.set_stays(self.settings.process_stays);
+        // A holder follows the next owner.
+        predecessor.set_stays(self.settings.process_stays || self.settings.wants == Wants::Hold);
         self.predecessor = Some(predecessor);
         self.meet_probation();
+        self.go_on_with_hold();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
-        }
-    }
-
-    /// The predecessor's pidfd became readable. What it had sent is read first, then the death counts.
-    pub(super) fn elder_died(&mut self) {
-        if let Some(pidfd) = self.elder_pidfd.take() {
-            self.poller.forget(pidfd.as_fd());
-            let drained = !self.has_giver() && self.elder.take().is_some();
-            if drained {
-                self.changed = true;
-                self.remove_dropped();
-                self.steer_groups();
-                info!("predecessor gone");
-            }
-            if let Some(link) = self.link {
-                self.talk(link);
-            }
-            if drained {
-                self.note_later_step("gone");
-            }
-            // A child of the dead may hold the other end open for ever; nothing more will come.
-            if let Some(link) = self.link.take() {
-                self.forget_peer(link);
-            }
-            self.work.push_back(Work::Successor(successor::Input::Died));
-            self.owner_hears_of_elder(predecessor::Input::Died);
         }
     }
 
@@ -298,11 +273,17 @@ impl Driver {
                 let _ = self.perform_starter(out);
                 self.report_missing(whole);
                 self.weigh_passed();
-                let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
-                let (from, entries) = (from.unwrap_or_default(), self.table.len());
-                info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
+                if self.settings.wants == Wants::Hold {
+                    info!("keeping {} entries beside the owner", self.table.len());
+                } else {
+                    let from = self.successor.as_ref().map(|successor| successor.predecessor().to_string());
+                    let (from, entries) = (from.unwrap_or_default(), self.table.len());
+                    info!("{}: {entries} entries of {from}, generation {} is next", Phase::Starting, self.generation());
+                }
                 self.notices.push_back(Notice::Started);
             }
+            successor::Notice::Changed => self.notices.push_back(Notice::Changed),
+            successor::Notice::Ended(why) => self.notices.push_back(Notice::Ended(why)),
             successor::Notice::Owner { cold } => {
                 self.start_control();
                 if cold {
@@ -382,6 +363,7 @@ impl Driver {
         self.manifest.clear();
         self.checks.clear();
         self.arriving = None;
+        self.hold_clock = HoldClock::default();
     }
 
     /// Tells the predecessor that the warm-up goes on.
@@ -423,14 +405,11 @@ impl Driver {
             }
             warn!("{error}");
         }
-        if let Some(successor) = &self.successor
-            && !successor.predecessor_died()
-        {
-            self.elder = Some(DrainStatus { who: successor.predecessor().clone(), in_flight: None, left_ms: None });
-        }
+        self.meet_elder();
         if let Some(predecessor) = &mut self.predecessor {
             predecessor.set_entries(self.table.len() as u32);
         }
+        self.inventory.is_stale();
         self.family.founder = false;
         self.owner(predecessor::Input::Ready);
         self.watch_folder();
@@ -444,7 +423,7 @@ impl Driver {
 
     /// Sets what came in blocking mode to non-blocking: at the commit and not before, since the mode is shared with the
     /// predecessor, and never back.
-    fn set_nonblocking(&mut self) {
+    pub(super) fn set_nonblocking(&mut self) {
         for held in self.table.iter_mut().filter(|held| held.blocking) {
             held.blocking = false;
             if let Err(error) = listener::set_nonblocking(held.fd.as_fd()) {
@@ -532,16 +511,16 @@ impl Driver {
             warn!("cannot let others in at {}: {error}", lock_path(path).display());
         }
     }
+}
 
-    /// The predecessor, while there is one that is not known to be dead.
-    pub(crate) fn elder(&self) -> Option<&crate::error::Who> {
-        let successor = self.successor.as_ref()?;
-        (!successor.predecessor_died()).then(|| successor.predecessor())
-    }
-
-    /// Whether dropping everything now would close the last copies of inherited listeners: the predecessor is dead.
-    pub(crate) fn is_last_holder(&self) -> bool {
-        self.successor.as_ref().is_some_and(Successor::predecessor_died) && self.table.len() > 0
+/// A number that names a takeover, or a holder.
+pub(super) fn nonce() -> Result<u64> {
+    loop {
+        let nonce = sys::random().map_err(|error| Error::io("get random bytes", error))?;
+        // 0 in the lock file means that nobody is at it.
+        if nonce != 0 {
+            return Ok(nonce);
+        }
     }
 }
 

@@ -4,14 +4,20 @@
 //! says becomes an input, and each output becomes a system call. It knows the clock, and not what a listener is for.
 //!
 //! `joining` performs the outputs of starter and successor, `receiving` takes what they are sent, and `owning` performs
-//! the outputs of the predecessor; `peers` has the connections of all three, `passed` what systemd has given
-//! this process, and `supervised` what it has to know.
+//! the outputs of the predecessor; `peers` has the connections of all three, `holding` is a third way beside
+//! joining and owning, `passed` what systemd has given this process, and `supervised` what it has to know.
 
+mod drain_link;
+mod drainers;
+mod elder;
 mod entries;
 mod family;
 mod folder;
 mod groups;
 mod history;
+mod hold;
+pub(crate) mod holding;
+mod inventory;
 mod joining;
 mod owning;
 #[cfg(feature = "systemd")]
@@ -19,7 +25,10 @@ mod passed;
 mod peers;
 mod probation;
 mod receiving;
+#[cfg(feature = "ctl")]
+mod rescuing;
 mod state;
+mod steered;
 #[cfg_attr(not(feature = "systemd"), path = "unsupervised.rs")]
 mod supervised;
 mod telling;
@@ -35,15 +44,19 @@ use log::{debug, info};
 use mio::Interest;
 use nix::sys::inotify::Inotify;
 
+use self::drainers::Drainers;
 use self::family::Family;
 use self::groups::Group;
 use self::history::Journal;
+use self::hold::HoldClock;
+use self::inventory::Kept;
 use self::probation::Probation;
 use self::state::Arriving;
+use self::steered::Tail;
 #[cfg(feature = "systemd")]
 use self::supervised::Supervisor;
 use crate::connection::Connection;
-use crate::error::{Error, Result, Who};
+use crate::error::{Error, Refusal, Result, Who};
 use crate::fdpass::Receiver;
 use crate::guests::Guests;
 use crate::manifest::{Check, Entry, StateKind};
@@ -56,7 +69,7 @@ use crate::protocol::successor::{self, Successor};
 use crate::protocol::{Deadlines, Timer};
 use crate::shared::SharedFd;
 use crate::spare::Spares;
-use crate::status::{DrainStatus, Phase};
+use crate::status::{DrainStatus, Phase, PredecessorEnd};
 use crate::sys;
 use crate::table::{Held, Table};
 use crate::temporary::Temporary;
@@ -82,7 +95,7 @@ const CROWDED_LIMIT: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a handoff is to do, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// The control socket, absolute.
     pub(crate) path: PathBuf,
@@ -110,9 +123,13 @@ pub(crate) struct Settings {
     pub(crate) allow_foreign_network_namespace: bool,
     pub(crate) deadlines: Deadlines,
     pub(crate) wants: Wants,
+    /// Where all attempts have the same: that of a holder.
+    pub(crate) nonce: Option<u64>,
+    /// Whether this holder is in place of those before it.
+    pub(crate) replaces: bool,
     /// The folder of the path, where it is to go when the driver goes.
     #[expect(dead_code, reason = "kept for its drop")]
-    pub(crate) temporary: Option<Temporary>,
+    pub(crate) temporary: Option<Arc<Temporary>>,
 }
 
 /// What the driver tells those above it.
@@ -128,7 +145,15 @@ pub(crate) enum Notice {
     StandBy,
     Resume,
     Leave(Reason),
+    /// The process that this one followed has ended.
+    PredecessorGone(PredecessorEnd),
     Exit,
+    /// To a holder: the owner has other entries by now.
+    Changed,
+    /// To a holder: the link to the owner is at its end, or the owner is.
+    Ended(Option<Refusal>),
+    /// To an owner that only keeps the entries: another holder was started in its place.
+    Replaced,
 }
 
 /// A deadline, by who asked for it.
@@ -143,6 +168,10 @@ enum Key {
     Crowded(Peer),
     Accept,
     Drain,
+    /// How long the application waits for the end of the predecessor.
+    Elder,
+    /// How long a client waits until those who drain have obeyed.
+    Relay(Peer),
     /// Time to show systemd that this process lives.
     #[cfg(feature = "systemd")]
     Watchdog,
@@ -186,6 +215,14 @@ pub(crate) struct Driver {
     elder_pidfd: Option<OwnedFd>,
     /// The predecessor, while it drains.
     elder: Option<DrainStatus>,
+    /// Its last word: whether its drain was forced.
+    elder_bye: Option<bool>,
+    /// How it ended.
+    elder_end: Option<PredecessorEnd>,
+    /// The drain links of those before this process.
+    drainers: Drainers,
+    /// This process's own, while it drains.
+    tail: Option<Tail>,
     /// What there is to remember of a probation.
     probation: Probation,
     /// The pidfd of a successor whose connection is gone.
@@ -214,6 +251,10 @@ pub(crate) struct Driver {
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
+    /// When a hold ends, and what was said of it before this process owned.
+    hold_clock: HoldClock,
+    /// What a rescuer would need of this process.
+    inventory: Kept,
     /// How the drain ended: whether its deadline did it, and with how many leases held.
     finished: Option<(bool, u64)>,
     /// What nobody claimed and has a path. A predecessor that comes back needs the path; and as long as the socket is
@@ -239,11 +280,21 @@ pub(crate) struct Driver {
 impl Driver {
     /// Begins a start, or a rehearsal: everything that needs no waiting is done at once.
     pub(crate) fn begin(settings: Settings, within: Duration, wake: Arc<Wake>) -> Result<Box<Driver>> {
+        let mut driver = Driver::new(settings, wake)?;
+        driver.meet_manager();
+        let mut out = Vec::new();
+        driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
+        driver.perform_starter(out)?;
+        driver.leave()?;
+        Ok(driver)
+    }
+
+    fn new(settings: Settings, wake: Arc<Wake>) -> Result<Box<Driver>> {
         let poller = Poller::new().map_err(|error| Error::io("make an epoll instance", error))?;
         poller
             .watch(wake.as_fd(), WAKE, Interest::READABLE)
             .map_err(|error| Error::io("watch the stop handle", error))?;
-        let mut driver = Box::new(Driver {
+        Ok(Box::new(Driver {
             pid: std::process::id(),
             namespace: own_network_namespace(),
             family: Family::default(),
@@ -252,6 +303,8 @@ impl Driver {
             dropped: Vec::new(),
             groups: Vec::new(),
             finished: None,
+            hold_clock: HoldClock::default(),
+            inventory: Kept::default(),
             checks: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_peer: 0,
@@ -259,6 +312,10 @@ impl Driver {
             link: None,
             elder_pidfd: None,
             elder: None,
+            elder_bye: None,
+            elder_end: None,
+            drainers: Drainers::default(),
+            tail: None,
             probation: Probation::default(),
             heir_pidfd: None,
             departing: None,
@@ -289,13 +346,7 @@ impl Driver {
             settings,
             wake,
             poller,
-        });
-        driver.meet_manager();
-        let mut out = Vec::new();
-        driver.starter = Some(Starter::new(within, driver.settings.deadlines.orphan, &mut out));
-        driver.perform_starter(out)?;
-        driver.leave()?;
-        Ok(driver)
+        }))
     }
 
     /// What every call from outside begins with: a forked child shares lock and epoll with its parent, and must not act.
@@ -307,6 +358,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
+        self.leave_inventory();
         if !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
@@ -326,7 +378,7 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if self.has_more() {
+        if self.leave_inventory() || self.has_more() {
             // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
@@ -337,7 +389,7 @@ impl Driver {
     /// Takes what waits to be read.
     fn read_on(&mut self) -> Result<()> {
         for peer in std::mem::take(&mut self.unread) {
-            self.talk(peer);
+            self.hear(peer);
             self.run()?;
         }
         if self.unaccepted {
@@ -359,12 +411,27 @@ impl Driver {
                 token if token < FIRST_PEER => self.manager_answers(token),
                 token => {
                     let peer = ((token - FIRST_PEER) / 2) as Peer;
-                    if token % 2 == FIRST_PEER % 2 { self.talk(peer) } else { self.peer_died(peer) }
+                    if token % 2 == FIRST_PEER % 2 { self.hear(peer) } else { self.died(peer) }
                 }
             }
             self.run()?;
         }
         Ok(())
+    }
+
+    /// Something can be read, from a connection or a drain link.
+    fn hear(&mut self, peer: Peer) {
+        if self.drainers.has(peer) {
+            self.hear_drainer(peer);
+        } else if self.tail.as_ref().is_some_and(|tail| tail.id == peer) {
+            self.hear_steering();
+        } else {
+            self.talk(peer);
+        }
+    }
+
+    fn died(&mut self, peer: Peer) {
+        if self.drainers.has(peer) { self.drainer_died(peer) } else { self.peer_died(peer) }
     }
 
     /// Whether something is left to do of which no event will tell.
@@ -469,8 +536,9 @@ impl Driver {
             Key::Accept if self.family.accepting => self.accept(),
             Key::Accept if self.owns() => self.start_control(),
             Key::Accept => {}
-            // The drain itself looks at whether its deadline is still armed.
-            Key::Drain => {}
+            // The drain itself looks at whether its deadline is still armed, and so does who waits for the predecessor.
+            Key::Drain | Key::Elder => {}
+            Key::Relay(client) => self.relay_expired(client),
             #[cfg(feature = "systemd")]
             Key::Watchdog => self.pet_watchdog(),
             #[cfg(feature = "systemd")]
@@ -490,7 +558,7 @@ impl Driver {
                 self.owner(predecessor::Input::Stop);
             }
             None => {
-                let why = crate::error::Refusal::new("cancelled", "the successor was cancelled");
+                let why = Refusal::new("cancelled", "the successor was cancelled");
                 self.work.push_back(Work::Successor(successor::Input::Cancel(why)));
                 self.notices.push_back(Notice::Failed(Error::Cancelled));
             }

@@ -107,7 +107,7 @@ impl Driver {
             .iter()
             .filter(|(peer, _)| {
                 Some(**peer) != self.link
-                    && !self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(**peer))
+                    && !self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(**peer) || owner.is_holder(**peer))
             })
             .min_by_key(|(_, connection)| connection.heard)
             .map(|(peer, _)| *peer);
@@ -126,7 +126,8 @@ impl Driver {
                     self.send(peer, &back.into());
                 }
                 Output::Send(peer, message) => {
-                    if let Message::Done(_) = message {
+                    let stops = self.predecessor.as_ref().is_some_and(predecessor::Predecessor::is_to_stop);
+                    if matches!(message, Message::Done(_)) && stops {
                         // Who asked for a stop sees it by the end of his connection, whenever that is.
                         self.poller.disarm(Key::Peer(peer));
                     }
@@ -136,6 +137,9 @@ impl Driver {
                     }
                     if let Message::Released(_) = message {
                         self.tell_heir_history(peer, true);
+                    }
+                    if let Message::Bye(bye) = &message {
+                        self.say_bye_by_tail(bye);
                     }
                     self.send(peer, &message);
                 }
@@ -163,6 +167,7 @@ impl Driver {
                     let history = self.history();
                     self.send(peer, &history);
                 }
+                Output::Steer(peer, ask) => self.steer(peer, &ask),
                 Output::Close(peer) => self.close_after_writing(peer),
                 Output::JoinTakeover => {
                     if self.phase() == Phase::StandingBy {
@@ -203,6 +208,7 @@ impl Driver {
                         error!("cannot give the owner lock back: {error}");
                     }
                 }
+                Output::Hold(hold) => self.keep_hold(hold),
                 Output::Claim(claim) => {
                     let found = self.family.reclaim(claim, self.generation()).unwrap_or_else(|error| {
                         warn!("cannot take the owner lock back: {error}");
@@ -257,7 +263,7 @@ impl Driver {
         self.poller.disarm(Key::Accept);
     }
 
-    fn refuse(&mut self, peer: Peer, mut why: Refusal) {
+    pub(super) fn refuse(&mut self, peer: Peer, mut why: Refusal) {
         if why.code == "probation" {
             let (since, left) = self.probation_times();
             why.since_ms = since.map(|since| since.as_millis() as u64);
@@ -265,6 +271,7 @@ impl Driver {
         } else if why.who.is_some() {
             why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
         }
+        self.date_refusal(&mut why);
         info!("refused a peer: {why}");
         self.send(peer, &Message::Refused(why));
         self.close_after_writing(peer);
@@ -273,7 +280,17 @@ impl Driver {
     /// Sends all entries and lines up their descriptors. The family's come first, but not for a rehearsal.
     fn send_manifest(&mut self, peer: Peer) {
         let takeover = self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_heir(peer));
+        let holder = self.predecessor.as_ref().is_some_and(|predecessor| predecessor.is_holder(peer));
         let mut descriptors: VecDeque<SharedFd> = VecDeque::with_capacity(self.table.len() + FAMILY_SLOTS as usize);
+        if holder {
+            match self.family.holders_batch(&lock_path(&self.settings.path)) {
+                Ok(family) => descriptors.extend(family),
+                Err(error) => {
+                    let why = format!("the owner has no descriptors for a holder: {error}");
+                    return self.owner(predecessor::Input::Fault(peer, why));
+                }
+            }
+        }
         if takeover {
             match self.family_descriptors() {
                 Ok(family) => descriptors.extend(family),
@@ -337,6 +354,8 @@ impl Driver {
                 self.draining = false;
                 self.wake.set_draining(false);
                 self.poller.disarm(Key::Drain);
+                self.drop_tail();
+                self.wake_drainers();
                 self.owns_again();
                 self.comes_back();
                 Notice::Resume
@@ -362,8 +381,12 @@ impl Driver {
                 }
                 self.wake.set_draining(true);
                 self.poller.arm(Key::Drain, self.settings.drain_within);
+                if reason == Reason::Successor {
+                    self.hand_on_drainers();
+                }
                 Notice::Leave(reason)
             }
+            predecessor::Notice::Replaced => Notice::Replaced,
             predecessor::Notice::Cancelled => Notice::Failed(Error::Cancelled),
             predecessor::Notice::Exit => {
                 self.end();
@@ -420,6 +443,7 @@ impl Driver {
         let in_flight = self.wake.leases();
         let left = self.drain_left();
         self.owner(predecessor::Input::InFlight { in_flight, left });
+        self.report_by_tail(false);
     }
 
     /// Until the drain deadline; `None` where there is none.

@@ -34,6 +34,8 @@ impl Driver {
     pub(super) fn forget_peer(&mut self, peer: Peer) {
         self.poller.disarm(Key::Peer(peer));
         self.poller.disarm(Key::Crowded(peer));
+        self.poller.disarm(Key::Relay(peer));
+        self.drainers.forget_client(peer);
         self.offered.remove(&peer);
         self.giver_gone(peer);
         let Some(mut connection) = self.connections.remove(&peer) else { return };
@@ -92,10 +94,18 @@ impl Driver {
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
         }
+        if let (Message::Hello(hello), Some(connection)) = (&message, self.connections.get_mut(&peer)) {
+            connection.takes_drain_links = hello.drain_links;
+        }
         // A client that says nothing more is closed. Who takes over has the machine's deadlines, and may be silent for as
         // long as they let him; who watches is exempted when his status is sent.
         if self.is_client(peer) {
             self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
+        }
+        let mut message = message;
+        self.end_hold_in_time();
+        if let Message::Ask(ask) = &mut message {
+            self.sign_hold(peer, ask);
         }
         self.owner(predecessor::Input::Message(peer, message));
     }
@@ -200,8 +210,9 @@ impl Driver {
                 }
             }
             Flush::Blocked => {
-                // A long manifest on its way is no silence of the successor.
-                let key = Key::Predecessor(Timer::Handshake);
+                // A long manifest on its way is no silence of the successor, nor of a holder.
+                let heir = self.predecessor.as_ref().is_some_and(|owner| !owner.is_holder(peer));
+                let key = Key::Predecessor(if heir { Timer::Handshake } else { Timer::Hold });
                 if progress && self.poller.deadline(key).is_some() {
                     self.poller.arm(key, self.settings.deadlines.handshake);
                 }

@@ -169,7 +169,7 @@ impl Driver {
             && self.connections.contains_key(&peer)
         {
             self.probation.giver = Some(peer);
-            self.elder = Some(DrainStatus { who: who.clone(), in_flight: None, left_ms: None });
+            self.elder = Some(DrainStatus { who: who.clone(), ..DrainStatus::default() });
         }
     }
 

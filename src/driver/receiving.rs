@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use log::{debug, info};
+use log::debug;
 use mio::Interest;
 use nix::errno::Errno;
 use nix::libc;
@@ -26,34 +26,32 @@ const HEADROOM: u64 = 32;
 impl Driver {
     /// Something of the predecessor: a message, or descriptors.
     pub(super) fn hear_predecessor(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        self.hear_of_hold(&message);
         if let Some(link) = self.link
             && self.elder_speaks(link)
-            && !matches!(message, Message::Draining(_) | Message::Bye(_) | Message::Descriptors(_))
+            && !matches!(
+                message,
+                Message::Draining(_)
+                    | Message::Bye(_)
+                    | Message::Drainer(_)
+                    | Message::Held(_)
+                    | Message::Descriptors(_)
+            )
         {
             return self.owner(predecessor::Input::Message(link, message));
         }
         let input = match message {
+            // Only an owner is told of those who drain.
+            Message::Drainer(drainer) if self.predecessor.is_some() => return self.drainers.announce(drainer),
+            Message::Descriptors(_) if self.drainers.expects_link() => return self.meet_drainer(descriptors),
             Message::Descriptors(_) if self.expects_state() => return self.keep_state(descriptors),
             Message::Descriptors(count) => match self.keep(descriptors) {
                 Ok(()) => successor::Input::Arrived(u32::from(count)),
                 Err(error) => successor::Input::Lied(self.withdraw_for(error)),
             },
-            Message::Draining(draining) => {
-                self.elder_tells(Some(draining.in_flight), draining.left_ms);
-                return;
-            }
+            Message::Draining(draining) => return self.elder_drains(draining),
             Message::History(history) => return self.inherit_history(history),
-            Message::Bye(bye) => {
-                self.note_later_step("drained");
-                info!("predecessor left{}", if bye.forced { " at its drain deadline" } else { "" });
-                self.elder_tells(Some(bye.in_flight), None);
-                if bye.stays && self.elder.take().is_some() {
-                    // What else its process does is no part of a drain.
-                    self.remove_dropped();
-                    self.steer_groups();
-                }
-                return;
-            }
+            Message::Bye(bye) => return self.elder_says_bye(bye),
             message => {
                 if let Message::Offer(offer) = &message {
                     self.family.backlog = offer.backlog.unwrap_or(control::BACKLOG);
@@ -68,14 +66,6 @@ impl Driver {
         self.work.push_back(Work::Successor(input));
     }
 
-    pub(super) fn elder_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
-        if let Some(elder) = &mut self.elder {
-            elder.in_flight = in_flight;
-            elder.left_ms = left_ms;
-            self.changed = true;
-        }
-    }
-
     /// Says to the predecessor why this side withdraws, and keeps the error itself for the application.
     pub(super) fn withdraw_for(&mut self, error: Error) -> Refusal {
         let why = Refusal::new(error.code(), error.to_string());
@@ -86,7 +76,7 @@ impl Driver {
     /// Checks descriptors against the manifest and keeps them.
     fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let mut descriptors = descriptors.into_iter();
-        if self.settings.wants == Wants::Takeover && self.family.lock.is_none() {
+        if self.settings.wants != Wants::Rehearsal && self.family.lock.is_none() {
             let (Some(pidfd), Some(lease), Some(lock), Some(control)) =
                 (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
             else {
@@ -115,7 +105,15 @@ impl Driver {
                     .map_err(|error| Error::io(format!("look at {:?}", entry.name), error))?;
                 self.checks.insert(entry.name.clone(), checks);
             }
-            self.table.insert(Held::received(entry, descriptor));
+            let mut held = Held::received(entry, descriptor);
+            if self.settings.wants == Wants::Hold {
+                // No application is to claim it later.
+                let failed = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
+                    .map_err(|error| Error::io(format!("look at {:?}", held.entry.name), error))?;
+                held.blocking = self.judge(&held.entry.name, failed)?;
+                held.checked = true;
+            }
+            self.table.insert(held);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::owning::PER_FRAME;
 use super::{Driver, unix_ms};
 use crate::error::Who;
 use crate::protocol::message::{Listeners, Message};
-use crate::protocol::predecessor::Peer;
+use crate::protocol::predecessor::{Peer, Predecessor};
 use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::sys;
 
@@ -37,8 +37,11 @@ impl Driver {
             self.takeover_since = Some(Instant::now());
         }
         let probation = (predecessor.stands_by(), predecessor.stands_by_for());
+        let takeover = predecessor.takeover();
+        let hold = self.hold().map(|hold| (hold.since, hold.reason));
+        let keepers = predecessor.holders();
         let told =
-            format!("{phase} {} {:?} {:?} {probation:?}", predecessor.generation(), predecessor.takeover(), self.elder);
+            format!("{phase} {generation} {takeover:?} {:?} {probation:?} {hold:?} {keepers:?}", self.all_drainers());
         if told == self.told {
             return;
         }
@@ -139,7 +142,10 @@ impl Driver {
             }),
             // One that stands by does not drain.
             predecessor: self.elder.clone().filter(|_| probation.is_none()),
+            drainers: self.all_drainers(),
             probation,
+            hold: self.hold(),
+            keepers: self.predecessor.as_ref().map(Predecessor::holders).unwrap_or_default(),
             listener_count: listeners.len() as u32,
             listeners,
         }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
 use crate::history::{TakeoverRecord, shorten};
+use crate::hold::Hold;
 use crate::manifest::{Entry, MAX_ENTRIES, StateKind, check_name};
-use crate::status::{ListenerStatus, Status};
+use crate::status::{DrainStatus, ListenerStatus, Status};
 use crate::wire::{Fault, Frame, OPTIONAL, decode_body, encode_body};
 use crate::words::words;
 
@@ -19,6 +20,8 @@ pub(crate) const MAX_PER_FRAME: usize = 4096;
 /// The most names of each kind that a report on the wire lists, and their bytes: three such lists fit one frame.
 const MAX_REPORTED: usize = 256;
 const MAX_REPORTED_BYTES: usize = 16 * 1024;
+/// The most keepers in a status: more than an owner lets in.
+const MAX_KEEPERS: usize = 64;
 /// The longest text for people, in bytes: several of them fit one frame, also those that came from somebody else.
 const MAX_TEXT: usize = 1024;
 
@@ -36,6 +39,8 @@ words! {
         Takeover = "takeover",
         /// The entries alone, for a look; then it aborts.
         Rehearsal = "rehearsal",
+        /// Everything, to keep it beside the owner.
+        Hold = "hold",
     }
 }
 
@@ -60,9 +65,18 @@ pub(crate) struct Hello {
     /// It takes a [`History`].
     #[serde(default)]
     pub(crate) history: bool,
+    /// It takes the drain links of its predecessor, and of those before it that still drain.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) drain_links: bool,
     /// For how long it asks the predecessor to stand by after the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// It takes a [`Held`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) hold: bool,
+    /// Once it has everything, those that have kept it so far may leave.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replaces: bool,
 }
 
 /// What the owner will send, and how long it will wait for what.
@@ -103,6 +117,9 @@ pub(crate) struct Offer {
     /// For how long the owner will stand by after the commit, where the successor wants that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// It takes a [`Held`], too, while it drains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) hold: bool,
 }
 
 /// A part of the manifest.
@@ -177,6 +194,10 @@ pub(crate) struct State {
     pub(crate) checksum: Option<u32>,
 }
 
+/// To a process that keeps the entries: they are others now, or the control listener is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Changed {}
+
 /// The owner lock is free, for this takeover alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Released {
@@ -217,6 +238,12 @@ pub(crate) struct Draining {
     /// Until the drain deadline.
     #[serde(default)]
     pub(crate) left_ms: Option<u64>,
+    /// For how long the oldest of it has been going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) oldest_ms: Option<u64>,
+    /// The number of the last [`Steer`] that was obeyed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) obeyed: Option<u64>,
 }
 
 /// The predecessor's last words.
@@ -232,8 +259,38 @@ pub(crate) struct Bye {
     pub(crate) stays: bool,
 }
 
+/// A process that drains, and whose drain link follows, with its pidfd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Drainer {
+    pub(crate) drain: DrainStatus,
+    /// Its last word, where it has said it: whether its drain was forced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) forced: Option<bool>,
+}
+
 words! {
-    /// What a control client asks. `Status` and `Watch` change nothing.
+    /// What is to become of a drain.
+    pub(crate) enum Order {
+        /// Its deadline moves.
+        Extend = "extend",
+        /// Its deadline has passed.
+        Finish = "finish",
+    }
+}
+
+/// What the owner wants of a process that drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Steer {
+    /// Random: comes back when it was obeyed.
+    pub(crate) number: u64,
+    pub(crate) order: Order,
+    /// By how much the deadline moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
+}
+
+words! {
+    /// What a control client asks. `Status`, `Watch` and `History` change nothing.
     pub(crate) enum Question {
         /// One status.
         Status = "status",
@@ -249,6 +306,14 @@ words! {
         Probation = "probation",
         /// The last takeovers.
         History = "history",
+        /// Move the deadline of those who drain.
+        ExtendDrain = "extend-drain",
+        /// End the drain of those who drain, now.
+        FinishDrain = "finish-drain",
+        /// Refuse takeovers, until the hold ends or is lifted.
+        Hold = "hold",
+        /// Refuse them no longer.
+        Lift = "lift",
     }
 }
 
@@ -262,12 +327,29 @@ pub(crate) struct Ask {
     /// For how long: of `Probation`; nothing takes the wish back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
+    /// By how much: of `ExtendDrain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by_ms: Option<u64>,
+    /// Whose: of `ExtendDrain` and `FinishDrain`; nothing means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
+    /// Of `Hold`. Who set it, and when, is the owner's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hold: Option<Hold>,
 }
 
 impl From<Question> for Ask {
     fn from(question: Question) -> Ask {
-        Ask { question, reason: String::new(), probation_ms: None }
+        let (probation_ms, by_ms, generation, hold) = (None, None, None, None);
+        Ask { question, reason: String::new(), probation_ms, by_ms, generation, hold }
     }
+}
+
+/// The hold of the service has changed: for the other side of a takeover that cannot be called off any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Held {
+    #[serde(default)]
+    pub(crate) hold: Option<Hold>,
 }
 
 /// A part of the listeners of a status.
@@ -397,6 +479,10 @@ messages! {
     16 State "state";
     17 TakeBack "take-back";
     20 History "history";
+    21 Held "held";
+    24 Drainer "drainer";
+    25 Steer "steer";
+    22 Changed "changed";
     32 Ask "ask";
     33 Status "status";
     34 Listeners "listeners";
@@ -418,6 +504,8 @@ impl Message {
             Message::Offer(offer) if offer.descriptors < offer.entries => Err(Fault::Body("offer")),
             // A client keeps what it is told until all of it is there.
             Message::Status(status) if status.listener_count > MAX_ENTRIES => Err(Fault::Body("status")),
+            Message::Status(status) if status.drainers.len() > MAX_PER_FRAME => Err(Fault::Body("status")),
+            Message::Status(status) if status.keepers.len() > MAX_KEEPERS => Err(Fault::Body("status")),
             // The successor's generation is the next one.
             Message::Offer(offer) if offer.generation == u64::MAX => Err(Fault::Body("offer")),
             // 0 in the lock file means that nobody is at it.

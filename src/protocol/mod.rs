@@ -1,5 +1,6 @@
 #![doc = include_str!("wire.md")]
 
+pub(crate) mod holder;
 pub(crate) mod message;
 #[cfg(test)]
 #[path = "../../integration/model/mod.rs"]
@@ -36,6 +37,10 @@ pub(crate) enum Timer {
     Probe,
     /// A whole rehearsal.
     Rehearsal,
+    /// The next message of a holder that does not have everything yet.
+    Hold,
+    /// How long nobody has to own before a holder does.
+    Grace,
     /// The next attempt of a starter.
     Retry,
     /// The whole of a start.
@@ -56,6 +61,7 @@ pub(crate) struct Deadlines {
     pub(crate) rehearsal: Duration,
     pub(crate) start: Duration,
     pub(crate) orphan: Duration,
+    pub(crate) grace: Duration,
 }
 
 impl Default for Deadlines {
@@ -70,6 +76,9 @@ impl Default for Deadlines {
             rehearsal: Duration::from_secs(5),
             start: Duration::from_secs(60),
             orphan: Duration::from_secs(5),
+            // Longer than those take who are to win: a successor that has everything, and whoever drains and looks each
+            // second. Twice as long is still shorter than the handshake of a starter that waits for an answer.
+            grace: Duration::from_secs(2),
         }
     }
 }

@@ -4,23 +4,30 @@
 //! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
 //! believes about the owner lock is true, because nobody but this process can take that lock from it.
 
+mod holders;
 mod probation;
 mod rehearsal;
 mod standing_by;
 
 use std::time::Duration;
 
+use self::holders::Holders;
 use self::probation::Probation;
 use self::rehearsal::Rehearsal;
 use self::standing_by::Standing;
 use super::message::{
-    Abort, Bye, Done, Draining, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants, cut,
+    Abort, Ask, Bye, Done, Draining, Held, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants,
+    cut,
 };
 use super::transfer::Transfer;
 use super::{Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
 use crate::error::{Refusal, Who};
+use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::status::Phase;
+
+/// The code of a refusal during a hold.
+pub(crate) const HELD: &str = "held";
 
 /// One connection on the control socket, by a number that is never used again.
 pub(crate) type Peer = u64;
@@ -60,6 +67,12 @@ pub(crate) enum Input {
     GiveBack(String),
     /// The descriptor of the state that comes back arrived, and is what it should be.
     StateArrived(Peer),
+    /// What the other side of a takeover says of the hold of the service.
+    Held(Option<Hold>),
+    /// The time of the hold is over.
+    HoldOver,
+    /// The entries are others than before, or the control listener is.
+    Changed,
     /// What was in flight is now this much.
     InFlight { in_flight: u64, left: Option<Duration> },
     /// Nothing is in flight any more, or the drain deadline has passed.
@@ -132,6 +145,8 @@ pub(crate) enum Notice {
     Leave(Reason),
     /// A stop was asked for before the application was ready: it will not serve.
     Cancelled,
+    /// A holder has everything that was started in place of those before it.
+    Replaced,
     /// Nothing is left to do: exit.
     Exit,
 }
@@ -163,6 +178,8 @@ pub(crate) enum Output {
     EndProbation,
     /// Answer with the last takeovers.
     TellHistory(Peer),
+    /// Pass on what a client wants of those who drain, and answer him when they have obeyed.
+    Steer(Peer, Ask),
     /// Close once everything that was sent is written.
     Close(Peer),
     /// Take byte 1 shared.
@@ -180,6 +197,8 @@ pub(crate) enum Output {
     StartControl,
     /// Give byte 0 back.
     Unlock,
+    /// Takeovers are refused from now on, or no longer: keep the time of it, and tell a predecessor that still drains.
+    Hold(Option<Hold>),
     /// Try to take byte 0 back; answer with [`Input::Claimed`] before anything else.
     Claim(Claim),
     Tells(Notice),
@@ -207,6 +226,8 @@ struct Heir {
     who: Who,
     /// Whether it takes the application's state.
     takes_state: bool,
+    /// Whether it can go on with a hold.
+    takes_hold: bool,
     progress: String,
     /// For how long this process stands by after the commit, if the heir says that it is on probation.
     probation: Option<Duration>,
@@ -260,6 +281,8 @@ pub(crate) struct Predecessor {
     path_inode: Option<(u64, u64)>,
     window: u32,
     state: Option<StateKind>,
+    /// Takeovers are refused. How long it lasts is for the driver to know.
+    hold: Option<Hold>,
     stage: Stage,
     rehearsal: Option<Rehearsal>,
     /// This process lives on after it has left.
@@ -272,6 +295,7 @@ pub(crate) struct Predecessor {
     wish: Option<(Peer, Duration)>,
     /// The successor that has given the service back: what it still says changes nothing.
     giver: Option<(Peer, Who)>,
+    holders: Holders,
     /// A stop was asked for while a takeover was past `Ready`.
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
@@ -299,6 +323,7 @@ impl Predecessor {
             path_inode: None,
             window: 0,
             state: None,
+            hold: None,
             stage: Stage::Starting,
             rehearsal: None,
             stays: false,
@@ -306,6 +331,7 @@ impl Predecessor {
             confirms: false,
             wish: None,
             giver: None,
+            holders: Holders::default(),
             stopping: false,
             owed: false,
             patience: Patience::Rested,
@@ -340,6 +366,21 @@ impl Predecessor {
     /// What the application's state is written in, where it has one.
     pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
         self.state = kind;
+    }
+
+    /// Why takeovers are refused, where they are.
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
+    /// What a predecessor has said of a hold before this process owned.
+    pub(crate) fn inherit_hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// Whether a stop was asked for.
+    pub(crate) fn is_to_stop(&self) -> bool {
+        self.stopping || matches!(self.stage, Stage::Stopping | Stage::Gone)
     }
 
     /// Whether this process holds the owner lock.
@@ -425,10 +466,14 @@ impl Predecessor {
                 let _ = self.give_back(why, None, out);
             }
             Input::StateArrived(peer) => self.state_came_back(peer, out),
+            Input::Held(hold) => self.set_hold(hold, out),
+            // Nobody is told: each of them counts for itself.
+            Input::HoldOver => self.hold = None,
+            Input::Changed => self.holders.changed(out),
             Input::InFlight { in_flight, left } => {
                 if let Stage::Leaving { heir, .. } = &self.stage {
                     let left_ms = left.map(|left| left.as_millis() as u64);
-                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms }.into()));
+                    out.push(Output::Send(heir.peer, Draining { in_flight, left_ms, ..Draining::default() }.into()));
                 }
             }
             Input::Finish { forced, in_flight } => self.finish(forced, in_flight, out),
@@ -450,6 +495,16 @@ impl Predecessor {
                 Question::Confirm => self.asked_to_confirm(peer, out),
                 Question::Rollback => self.asked_to_give_back(peer, ask.reason, out),
                 Question::Probation => self.asked_to_stand_by(peer, ask.probation_ms, out),
+                Question::ExtendDrain | Question::FinishDrain => self.asked_to_steer(peer, ask, out),
+                // A refusal closes, and whoever was at something must not stay at it.
+                Question::Hold | Question::Lift if self.is_at_it(peer) => {
+                    self.fault(peer, format!("{} of a successor", ask.question), out);
+                }
+                Question::Hold => self.ask_hold(peer, Some(ask.hold.unwrap_or_default()), out),
+                Question::Lift => self.ask_hold(peer, None, out),
+                Question::Unknown if self.is_at_it(peer) => {
+                    self.fault(peer, "a question that this version does not know".to_owned(), out);
+                }
                 Question::Unknown => {
                     self.decline(peer, Refusal::new("unsupported", "this version cannot do that"), out);
                 }
@@ -459,25 +514,40 @@ impl Predecessor {
             message if self.is_heir(peer) => self.takeover_message(peer, message, out),
             message if self.is_elder(peer) => self.elder_says(peer, message, out),
             _ if self.is_giver(peer) => {}
+            message if self.is_holder(peer) => {
+                if let Err(what) = self.holders.message(peer, message, self.window, self.deadlines.handshake, out) {
+                    self.fault(peer, what, out);
+                }
+            }
             message => self.fault(peer, format!("{} out of order", message.word()), out),
         }
     }
 
-    /// A takeover or a rehearsal is asked for.
+    /// Something is wanted of those who drain. What comes of it is for the driver, who has their links.
+    fn asked_to_steer(&mut self, peer: Peer, ask: Ask, out: &mut Vec<Output>) {
+        // A refusal closes, and whoever was at something must not stay at it.
+        if self.is_at_it(peer) {
+            return self.fault(peer, format!("the question {} out of order", ask.question), out);
+        }
+        out.push(if self.owns() { Output::Steer(peer, ask) } else { Output::Refuse(peer, no_longer_owner()) });
+    }
+
+    /// A takeover, a rehearsal or everything to keep is asked for.
     fn hello(&mut self, peer: Peer, hello: Hello, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
+        if self.is_at_it(peer) || self.is_elder(peer) {
             return self.fault(peer, "a second hello".to_owned(), out);
         }
         if let Err(refusal) = self.admit(&hello) {
             return out.push(Output::Refuse(peer, refusal));
         }
-        let rehearsal = hello.wants == Wants::Rehearsal;
-        if !rehearsal && self.probation.is_some() {
+        let (rehearsal, holder) = (hello.wants == Wants::Rehearsal, hello.wants == Wants::Hold);
+        if hello.wants == Wants::Takeover && self.probation.is_some() {
             // Admitted all the same: that is what the application wants.
             self.confirm(out);
         }
         let wish = self.wish.map(|(_, span)| span).or(hello.probation_ms.map(Duration::from_millis));
-        let probation = wish.filter(|span| !rehearsal && !span.is_zero()).map(|span| span.min(MAX_PROBATION));
+        let probation =
+            wish.filter(|span| !rehearsal && !holder && !span.is_zero()).map(|span| span.min(MAX_PROBATION));
         let family = if rehearsal { 0 } else { FAMILY_SLOTS };
         let offer = Offer {
             version: hello.max_version.min(VERSIONS.1),
@@ -492,20 +562,26 @@ impl Predecessor {
             warm_up_ms: self.deadlines.warm_up.as_millis() as u64,
             backlog: Some(self.backlog),
             path_inode: self.path_inode,
-            state: self.state.clone(),
+            state: self.state.clone().filter(|_| !holder),
             window: Some(Transfer::window(self.window)),
             probation_ms: probation.map(|span| span.as_millis() as u64),
+            hold: true,
         };
         if rehearsal {
             self.rehearsal = Some(Rehearsal { peer, entries: self.entries, transfer: None });
             out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
+        } else if holder {
+            self.holders.open(peer, hello, offer.descriptors, out);
+            out.push(Output::Arm(Timer::Hold, self.deadlines.handshake));
         } else {
-            // A real takeover never waits for a rehearsal.
+            // A real takeover never waits for a rehearsal, nor for a holder.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
+            let later = Refusal { retry_after_ms: Some(1000), ..Refusal::new("preempted", "a real takeover came") };
+            self.holders.end_unfinished(&later, out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-            let takes_state = hello.state;
+            let (takes_state, takes_hold) = (hello.state, hello.hold);
             let progress = String::new();
-            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, progress, probation, back: None };
+            let heir = Heir { peer, nonce: hello.nonce, who, takes_state, takes_hold, progress, probation, back: None };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
             // after this process has died must lose against the one that has the newer listeners.
             out.push(Output::JoinTakeover);
@@ -537,14 +613,14 @@ impl Predecessor {
             Stage::Starting => later("starting", "the owner is not ready yet", 200),
             _ if self.stopping => later("stopping", "the owner is about to stop", 500),
             Stage::Stopping | Stage::Gone => later("stopping", "the owner is about to stop", 500),
-            Stage::Leaving { .. } | Stage::StandingBy(_) => {
-                later("draining", "this process is no longer the owner", 100)
-            }
+            Stage::Leaving { .. } | Stage::StandingBy(_) => Err(no_longer_owner()),
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) => Err(Refusal {
                 who: Some(heir.who.clone()),
                 retry_after_ms: Some(1000),
                 ..Refusal::new("busy", "another successor is at it")
             }),
+            Stage::Serving if hello.wants == Wants::Hold => self.holders.admit(hello.nonce),
+            Stage::Serving if hello.wants == Wants::Takeover && self.hold.is_some() => Err(self.held()),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
             }
@@ -637,10 +713,13 @@ impl Predecessor {
                 self.patience = Patience::Rested;
                 out.push(Output::Disarm(Timer::Commit));
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
+                self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
                 out.push(Output::Tells(Notice::Leave(reason)));
                 self.given_back(out);
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
+            // It is kept for the case that this process owns again.
+            (Stage::Leaving { .. }, Message::Held(held)) => self.set_hold(held.hold, out),
             // It has crossed the word with which this process has stood down.
             (
                 Stage::Leaving { confirmed: true, .. },
@@ -648,6 +727,51 @@ impl Predecessor {
             ) => {}
             (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
         }
+    }
+
+    /// Somebody who may wants takeovers to be refused from now on, or no longer.
+    fn ask_hold(&mut self, peer: Peer, hold: Option<Hold>, out: &mut Vec<Output>) {
+        let refusal = match &self.stage {
+            Stage::Leaving { .. } | Stage::StandingBy(_) => {
+                Some(("draining", "this process is no longer the owner", Some(100)))
+            }
+            Stage::Stopping | Stage::Gone => Some(("stopping", "the owner is about to stop", Some(500))),
+            // It would be lost with this process, and it is too late to call the takeover off.
+            Stage::Released(heir) | Stage::Silent(heir) if !heir.takes_hold => {
+                Some(("unsupported", "an older version takes over at this moment, and knows no hold", None))
+            }
+            _ => None,
+        };
+        if let Some((code, message, retry_after_ms)) = refusal {
+            return out.push(Output::Refuse(peer, Refusal { retry_after_ms, ..Refusal::new(code, message) }));
+        }
+        out.push(Output::Send(peer, Done {}.into()));
+        self.set_hold(hold, out);
+        match &self.stage {
+            // A way back is no takeover, and the predecessor hears of the hold in any case.
+            _ if self.returns() => {}
+            // What cannot be called off goes on, and the hold with it.
+            Stage::HandingOver(heir, Step::Releasing | Step::SendingState)
+            | Stage::Released(heir)
+            | Stage::Silent(heir)
+                if heir.takes_hold =>
+            {
+                out.push(Output::Send(heir.peer, Held { hold: self.hold.clone() }.into()));
+            }
+            Stage::HandingOver(..) if self.hold.is_some() => self.abort(self.held(), out),
+            _ => {}
+        }
+    }
+
+    fn set_hold(&mut self, hold: Option<Hold>, out: &mut Vec<Output>) {
+        self.hold = hold.map(|hold| Hold { reason: cut(hold.reason), ..hold });
+        out.push(Output::Hold(self.hold.clone()));
+    }
+
+    /// The refusal of a takeover while there is a hold. How long that still lasts the driver knows better.
+    fn held(&self) -> Refusal {
+        let hold = self.hold.clone().unwrap_or_default();
+        Refusal { retry_after_ms: hold.left_ms, ..Refusal::new(HELD, hold.reason) }
     }
 
     /// The application has let go of what must not run twice.
@@ -701,6 +825,7 @@ impl Predecessor {
         }
         self.forget_asker(peer);
         self.elder_hangs_up(peer);
+        self.holders.gone(peer, out);
         if !self.is_heir(peer) {
             return;
         }
@@ -722,6 +847,9 @@ impl Predecessor {
         match (timer, &mut self.stage) {
             (Timer::Rehearsal, _) => {
                 self.end_rehearsal(Refusal::new("deadline", "a rehearsal takes five seconds at most"), out);
+            }
+            (Timer::Hold, _) => {
+                self.holders.end_unfinished(&Refusal::new("deadline", "the holder did not answer in time"), out);
             }
             (Timer::Handshake, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
                 self.abort(Refusal::new("deadline", "the successor did not answer in time"), out);
@@ -860,6 +988,7 @@ impl Predecessor {
 
     fn enter_stopping(&mut self, out: &mut Vec<Output>) {
         self.end_rehearsal(Refusal::new("stopping", "the owner was asked to stop"), out);
+        self.end_holders(Refusal::new("stopping", "the owner was asked to stop"), out);
         self.stage = Stage::Stopping;
         if self.probation.is_some() {
             // Whoever stands by gets the lock at the end of this process.
@@ -944,7 +1073,7 @@ impl Predecessor {
 
     /// Says no. A refusal closes, and whoever was at something must not stay at it.
     fn decline(&mut self, peer: Peer, why: Refusal, out: &mut Vec<Output>) {
-        if self.is_heir(peer) || self.is_elder(peer) || self.is_rehearsal(peer) {
+        if self.is_at_it(peer) || self.is_elder(peer) {
             self.fault(peer, format!("a question that is refused: {}", why.message), out);
         } else {
             out.push(Output::Refuse(peer, why));
@@ -963,9 +1092,16 @@ impl Predecessor {
             self.gone(peer, out);
         } else if self.is_rehearsal(peer) {
             self.end_rehearsal(why, out);
+        } else if self.is_holder(peer) {
+            self.holders.end(&why, out, |session| session == peer);
         } else {
             out.push(Output::Refuse(peer, why));
         }
+    }
+
+    /// Whether this peer is at something that has a beginning and an end.
+    fn is_at_it(&self, peer: Peer) -> bool {
+        self.is_heir(peer) || self.is_rehearsal(peer) || self.is_holder(peer)
     }
 
     /// Whether this peer is the successor of the moment.
@@ -980,8 +1116,12 @@ impl Predecessor {
     }
 }
 
+fn no_longer_owner() -> Refusal {
+    Refusal { retry_after_ms: Some(100), ..Refusal::new("draining", "this process is no longer the owner") }
+}
+
 /// Sends as many descriptors as the window allows.
-fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
+pub(super) fn pump(peer: Peer, transfer: &mut Transfer, out: &mut Vec<Output>) {
     while let Some((first, count)) = transfer.next() {
         out.push(Output::SendDescriptors { peer, first, count });
     }

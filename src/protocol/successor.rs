@@ -86,6 +86,10 @@ pub(crate) enum Failure {
 pub(crate) enum Notice {
     /// All entries that will come have come; `whole` is false where the predecessor died too early.
     Received { whole: bool },
+    /// Of what this process keeps: the owner has others by now.
+    Changed,
+    /// The link to the owner whose entries this process keeps is at its end, or the owner is dead.
+    Ended(Option<Refusal>),
     /// This process is the owner now. `cold`: the application is not ready yet.
     Owner { cold: bool },
     /// The attempt is over. This process never owns by it.
@@ -149,6 +153,8 @@ enum Stage {
     Taking {
         offer: Offer,
     },
+    /// Everything is here, to be kept beside the owner.
+    Holding,
     /// This process owns. The link stays for `Draining` and `Bye`.
     Owner,
     Over,
@@ -179,6 +185,8 @@ pub(crate) struct Successor {
     giving_up: Option<Failure>,
     /// How often in a row it has found others at it, and nobody that owned.
     looks: u8,
+    /// The entries that come are not those of the owner any more.
+    stale: bool,
     predecessor: Who,
     offered_state: Option<StateKind>,
     /// For how long the predecessor stands by after the commit, as it has offered.
@@ -203,6 +211,7 @@ impl Successor {
             state: StateSoFar::None,
             giving_up: None,
             looks: 0,
+            stale: false,
             predecessor: Who::default(),
             offered_state: None,
             probation: None,
@@ -262,6 +271,9 @@ impl Successor {
             state: false,
             probation_ms: None,
             history: false,
+            drain_links: false,
+            hold: true,
+            replaces: false,
         }
     }
 
@@ -296,8 +308,8 @@ impl Successor {
 
     fn message(&mut self, message: Message, out: &mut Vec<Output>) {
         match (&mut self.stage, message) {
-            // What the predecessor remembers is for the driver to keep.
-            (_, Message::Unknown(_) | Message::History(_)) => {}
+            // What the predecessor remembers, and whether takeovers are refused, is for the driver to keep.
+            (_, Message::Unknown(_) | Message::History(_) | Message::Held(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
             (Stage::Listing { offer, entries }, Message::Entries(list)) => {
@@ -327,6 +339,11 @@ impl Successor {
             (Stage::Waiting { .. } | Stage::Taking { .. }, Message::State(_)) if self.state == StateSoFar::None => {
                 self.state = StateSoFar::Announced;
             }
+            (Stage::Holding, Message::Changed(_)) => out.push(Output::Tells(Notice::Changed)),
+            (Stage::Listing { .. } | Stage::Receiving { .. }, Message::Changed(_)) if self.wants == Wants::Hold => {
+                self.stale = true;
+            }
+            (Stage::Holding, Message::Abort(Abort(why))) => self.end(Some(why), out),
             // What a drain tells is for the status, and the driver keeps it to itself.
             (Stage::Owner, _) => {}
             // What it sent before it died may be read long afterwards, by a process that was stopped meanwhile and has
@@ -404,7 +421,7 @@ impl Successor {
         if due {
             *acked = got;
         }
-        if got > total || (first && self.wants == Wants::Takeover && count < FAMILY_SLOTS) {
+        if got > total || (first && self.wants != Wants::Rehearsal && count < FAMILY_SLOTS) {
             return self.withdraw(Refusal::new("protocol", "descriptors in the wrong number"), out);
         }
         if first && self.wants == Wants::Takeover {
@@ -434,9 +451,15 @@ impl Successor {
 
     fn received(&mut self, out: &mut Vec<Output>) {
         if let Stage::Receiving { offer, .. } = &self.stage {
-            self.stage = Stage::WarmingUp { offer: offer.clone() };
+            self.stage = match self.wants {
+                Wants::Hold => Stage::Holding,
+                _ => Stage::WarmingUp { offer: offer.clone() },
+            };
             out.push(Output::Disarm(Timer::Handshake));
             out.push(Output::Tells(Notice::Received { whole: true }));
+            if self.stale {
+                out.push(Output::Tells(Notice::Changed));
+            }
         }
     }
 
@@ -469,7 +492,8 @@ impl Successor {
             Stage::Greeting | Stage::Listing { .. } => self.fail(Failure::NotServed, out),
             // Without the first batch there is neither lease nor lock to own by.
             Stage::Receiving { got: 0, .. } => self.fail(Failure::NotServed, out),
-            _ if self.wants == Wants::Rehearsal => self.fail(Failure::LinkLost, out),
+            Stage::Holding => self.end(None, out),
+            _ if self.wants != Wants::Takeover => self.fail(Failure::LinkLost, out),
             Stage::Receiving { .. } | Stage::WarmingUp { .. } => {
                 out.push(Output::Arm(Timer::Handshake, self.handshake));
                 self.take(out);
@@ -602,7 +626,17 @@ impl Successor {
         self.fail(Failure::Withdrew(why), out);
     }
 
+    /// What this process keeps stays, whatever becomes of the link.
+    fn end(&mut self, why: Option<Refusal>, out: &mut Vec<Output>) {
+        self.link = false;
+        out.push(Output::Close);
+        out.push(Output::Tells(Notice::Ended(why)));
+    }
+
     fn fail(&mut self, failure: Failure, out: &mut Vec<Output>) {
+        if self.stage == Stage::Holding {
+            return self.end(None, out);
+        }
         for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
             out.push(Output::Disarm(timer));
         }

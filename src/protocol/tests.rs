@@ -2,6 +2,7 @@
 
 mod alone;
 mod format;
+mod hold;
 mod probation;
 mod takeover;
 mod world;

@@ -54,8 +54,13 @@ enum Step {
 /// The bytes are a list of events, in the encoding of `arbitrary`.
 pub fn successor(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
-    let (Ok(rehearsal), Ok(probation)) = (bool::arbitrary(&mut bytes), bool::arbitrary(&mut bytes)) else { return };
-    let mut walk = Walk::new(rehearsal, probation);
+    let (Ok(wants), Ok(probation)) = (u8::arbitrary(&mut bytes), bool::arbitrary(&mut bytes)) else { return };
+    let wants = match wants {
+        wants if wants & 1 != 0 => Wants::Rehearsal,
+        wants if wants & 2 != 0 => Wants::Hold,
+        _ => Wants::Takeover,
+    };
+    let mut walk = Walk::new(wants, probation);
     while !bytes.is_empty()
         && let Ok(event) = Event::arbitrary(&mut bytes)
     {
@@ -67,6 +72,7 @@ struct Walk {
     machine: Successor,
     kernel: Kernel,
     rehearsal: bool,
+    holder: bool,
     /// Whether a well-behaved owner grants one.
     probation: bool,
     joined: bool,
@@ -88,8 +94,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(rehearsal: bool, probation: bool) -> Walk {
-        let wants = if rehearsal { Wants::Rehearsal } else { Wants::Takeover };
+    fn new(wants: Wants, probation: bool) -> Walk {
         let deadlines = Deadlines::default();
         let hello = Successor::hello(NONCE, Who::default(), wants, None);
         let mut out = Vec::new();
@@ -97,7 +102,8 @@ impl Walk {
         let mut walk = Walk {
             machine,
             kernel: Kernel::new(Holder::Another, 1, NONCE),
-            rehearsal,
+            rehearsal: wants == Wants::Rehearsal,
+            holder: wants == Wants::Hold,
             probation,
             joined: false,
             step: Step::default(),
@@ -158,8 +164,8 @@ impl Walk {
                 None
             }
             Event::Progress => Some(Input::Progress("on it".to_owned())),
-            // Who rehearses is never asked whether he is ready.
-            Event::Ready if self.rehearsal => None,
+            // Who rehearses or keeps is never asked whether he is ready.
+            Event::Ready if self.rehearsal || self.holder => None,
             Event::Ready => {
                 self.ready = true;
                 Some(Input::Ready(Ready::default()))
@@ -176,7 +182,7 @@ impl Walk {
             for output in out {
                 match output {
                     Output::TakeLock { generation, nonce, bare } => {
-                        assert!(!self.rehearsal, "a rehearsal takes nothing");
+                        assert!(!self.rehearsal && !self.holder, "a session that takes nothing");
                         assert_eq!(nonce, NONCE);
                         inputs.push(Input::Lock(self.kernel.commit(generation, nonce, bare)));
                     }
@@ -218,7 +224,7 @@ impl Walk {
             }
             Step::Room => (self.room(true)?, Step::Descriptors),
             Step::Descriptors => (Input::Arrived(ENTRIES + family), Step::Ready),
-            Step::Ready if self.rehearsal => return None,
+            Step::Ready if self.rehearsal || self.holder => return None,
             Step::Ready => {
                 self.ready = true;
                 (Input::Ready(Ready::default()), Step::Released)
@@ -249,7 +255,7 @@ impl Walk {
                 self.asked = true;
             }
             Output::JoinTakeover => {
-                assert!(!self.rehearsal);
+                assert!(!self.rehearsal && !self.holder);
                 self.joined = true;
             }
             Output::Record { generation } => {
@@ -271,8 +277,10 @@ impl Walk {
                 assert!(cold || self.ready, "served by an application that is not ready");
                 self.owner = true;
             }
+            Output::Tells(Notice::Changed | Notice::Ended(_)) => assert!(self.holder && self.received),
             Output::Tells(Notice::Failed(_)) => {
                 assert!(!self.failed && !self.owner);
+                assert!(!self.holder || !self.received, "what is kept is closed");
                 self.failed = true;
             }
             Output::LeaveTakeover => {

@@ -8,6 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use super::kernel::{Deed, Holder, Kernel};
 use super::says::{ENTRIES, NONCE, Says};
 use crate::error::Who;
+use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::protocol::message::Ack;
 use crate::protocol::message::{Confirmed, Hello, Message, Owning, Ready, Room, State};
@@ -47,6 +48,8 @@ pub(super) enum Event {
         forced: bool,
         in_flight: u8,
     },
+    Held(bool),
+    HoldOver,
 }
 
 /// The bytes are a list of events, in the encoding of `arbitrary`.
@@ -145,6 +148,8 @@ impl Walk {
             Event::StateArrived(peer) => Some(Input::StateArrived(self.speaker(peer))),
             Event::AppResumed => Some(Input::AppResumed),
             Event::Stop => Some(Input::Stop),
+            Event::Held(holds) => Some(Input::Held(holds.then(Hold::default))),
+            Event::HoldOver => Some(Input::HoldOver),
             Event::InFlight(count) => Some(Input::InFlight {
                 in_flight: count.into(),
                 left: (count % 2 == 0).then_some(Duration::from_secs(1)),
@@ -219,6 +224,9 @@ impl Walk {
         }
         match output {
             Output::Refuse(peer, _) | Output::Close(peer) => drop(self.closed.insert(peer)),
+            Output::Send(_, Message::Offer(offer)) if offer.descriptors > offer.entries => {
+                assert!(self.machine.hold().is_none(), "offers a takeover during a hold");
+            }
             Output::Unlock => {
                 assert!(self.joined, "unlocks where a third process may take the lock");
                 self.kernel.unlock();
@@ -276,6 +284,7 @@ impl Walk {
                 assert!(self.left, "an exit without a leave");
                 self.over = true;
             }
+            Notice::Replaced => {}
             Notice::Cancelled => self.over = true,
         }
     }
@@ -291,7 +300,11 @@ impl Walk {
         }
         if machine.phase() == Phase::Serving {
             let on_probation = machine.stands_by().is_some();
-            let due = |timer: &Timer| *timer == Timer::Rehearsal || (on_probation && *timer == Timer::Probation);
+            let due = |timer: &Timer| match timer {
+                Timer::Rehearsal | Timer::Hold => true,
+                Timer::Probation => on_probation,
+                _ => false,
+            };
             assert!(self.armed.iter().all(due), "{what:?}: idle, with {:?}", self.armed);
             assert_eq!(self.joined, on_probation, "{what:?}: {machine:?}");
             assert!(!self.left && !self.released && !self.stands_by, "{what:?}: {machine:?}");
@@ -309,6 +322,7 @@ fn addressee(output: &Output) -> Option<Peer> {
         | Output::Tell { peer, .. }
         | Output::Await(peer)
         | Output::TellHistory(peer)
+        | Output::Steer(peer, _)
         | Output::Close(peer) => Some(*peer),
         _ => None,
     }

@@ -4,6 +4,7 @@ use arbitrary::Arbitrary;
 
 use super::messages::decode;
 use crate::error::Refusal;
+use crate::hold::Hold;
 use crate::manifest::{Entry, Kind};
 use crate::protocol::FAMILY_SLOTS;
 use crate::protocol::message::*;
@@ -18,6 +19,7 @@ pub(super) const ENTRIES: u32 = 3;
 pub(super) enum Says {
     Hello {
         rehearsal: bool,
+        hold: bool,
         min: u8,
         max: u8,
         other: bool,
@@ -55,6 +57,12 @@ pub(super) enum Says {
     Ask(Asks),
     Status,
     Done,
+    Held(bool),
+    Hold {
+        other: bool,
+        replaces: bool,
+    },
+    Changed,
     Descriptors(u8),
     /// Whatever these bytes mean, where they mean something.
     Bytes(u8, Vec<u8>),
@@ -70,6 +78,10 @@ pub(super) enum Asks {
     Probation(Option<u8>),
     SomethingNew,
     History,
+    ExtendDrain,
+    FinishDrain,
+    Hold,
+    Lift,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -100,12 +112,13 @@ impl Says {
     /// The message, if a peer that says this is understood: what the decoder refuses, no machine ever sees.
     pub(super) fn message(self) -> Option<Message> {
         let message: Message = match self {
-            Says::Hello { rehearsal, min, max, other, probation } => Hello {
+            Says::Hello { rehearsal, hold, min, max, other, probation } => Hello {
                 min_version: u32::from(min % 3),
                 max_version: u32::from(max % 4),
                 nonce: NONCE + u64::from(other),
                 wants: if rehearsal { Wants::Rehearsal } else { Wants::Takeover },
                 probation_ms: probation.map(u64::from),
+                hold,
                 ..Hello::default()
             }
             .into(),
@@ -142,6 +155,7 @@ impl Says {
             Says::Bye => Bye::default().into(),
             Says::Abort(code) => Abort(code.refusal(None)).into(),
             Says::Ask(asks) => {
+                let hold = matches!(asks, Asks::Hold).then(Hold::default);
                 let (question, probation) = match asks {
                     Asks::Status => (Question::Status, None),
                     Asks::Watch => (Question::Watch, None),
@@ -150,12 +164,27 @@ impl Says {
                     Asks::Rollback => (Question::Rollback, None),
                     Asks::Probation(span) => (Question::Probation, span),
                     Asks::History => (Question::History, None),
+                    Asks::ExtendDrain => (Question::ExtendDrain, None),
+                    Asks::FinishDrain => (Question::FinishDrain, None),
                     Asks::SomethingNew => (Question::Unknown, None),
+                    Asks::Hold => (Question::Hold, None),
+                    Asks::Lift => (Question::Lift, None),
                 };
-                Ask { probation_ms: probation.map(u64::from), ..Ask::from(question) }.into()
+                Ask { probation_ms: probation.map(u64::from), hold, ..Ask::from(question) }.into()
             }
             Says::Status => crate::status::Status::default().into(),
             Says::Done => Done {}.into(),
+            Says::Held(holds) => Held { hold: holds.then(Hold::default) }.into(),
+            Says::Hold { other, replaces } => Hello {
+                min_version: 1,
+                max_version: 1,
+                nonce: NONCE + 1 + u64::from(other),
+                wants: Wants::Hold,
+                replaces,
+                ..Hello::default()
+            }
+            .into(),
+            Says::Changed => Changed {}.into(),
             Says::Descriptors(count) => return Some(Message::Descriptors(u16::from(count.max(1)))),
             Says::Bytes(kind, body) => return decode(kind, 0, 0, &body).ok(),
         };

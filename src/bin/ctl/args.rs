@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -15,7 +16,8 @@ use crate::time;
 ///
 /// A service that hands its listeners over has a control socket. This program talks to the process that owns the
 /// service: it shows who that is and what it holds, rehearses a takeover, starts a new version beside the old one,
-/// waits for a change, and ends the service.
+/// waits for a change, steers what an
+/// old version still has to finish, and ends the service.
 #[derive(Debug, Parser)]
 #[command(name = "ctl", version, max_term_width = 100, after_long_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -35,7 +37,7 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status` and `history` 5s, `confirm` 5s, `rollback` 30s, `handoff`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s, `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -78,9 +80,13 @@ With --json: confirmed, owner {generation, pid, app_version}.
 Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody listens; 4 no answer in time.")]
     Confirm,
 
+    Drain(DrainArgs),
     Handoff(HandoffArgs),
     History(HistoryArgs),
     Rollback(RollbackArgs),
+    Hold(HoldArgs),
+    Rescue(RescueArgs),
+    Keep(KeepArgs),
     Status(StatusArgs),
     Upgrade(UpgradeArgs),
     Wait(WaitArgs),
@@ -88,7 +94,8 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
     /// Ask the owner to leave without a successor, and wait until it has
     ///
     /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more. Without a
-    /// successor the listeners end with it. A takeover that the owner can no longer call off is finished first: then
+    /// successor the listeners end with it, unless ctl keep holds them: then connections wait for the next start, and a second
+    /// stop, to the keeper, ends all. A takeover that the owner can no longer call off is finished first: then
     /// somebody else serves, and the exit code is 1.
     #[command(after_long_help = "\
 Exit codes: 0 the service has ended; 1 refused, or a successor serves; 3 nobody listened; 4 it was still leaving when \
@@ -190,13 +197,119 @@ pub(crate) struct HandoffArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Refuse takeovers during an incident, with a reason; or allow them again with --lift
+///
+/// The owner refuses whoever wants to take over, and tells him the reason; `ctl upgrade` and `ctl handoff --commit` give
+/// up with it. A takeover that is under way is called off, unless the new version has said that it is ready: then it is
+/// finished, and the new owner goes on with the hold. `ctl handoff` still rehearses, and `ctl stop` still ends the
+/// service. `ctl status` shows the hold.
+///
+/// It is kept by the owner and goes on in whoever owns after it. With the last process of the service it is forgotten:
+/// one that starts anew knows nothing of it. The time of --for is counted as time that passes, so that a clock that is
+/// set does not move its end. A further hold takes the place of the one before.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl hold --reason 'database migration' --for 30m
+  ctl hold --lift
+
+With --json: hold {reason, since, until, by {pid, uid}}, or null where there is none now.
+
+Exit codes: 0 done; 1 refused; 3 nobody listens; 4 no answer in time, so that the outcome is unknown.")]
+pub(crate) struct HoldArgs {
+    /// Why, for whoever is refused; of 1024 bytes at most, what is beyond is cut
+    #[arg(long, value_name = "TEXT", required_unless_present = "lift", conflicts_with = "lift")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) reason: Option<String>,
+
+    /// When it ends by itself; without this it lasts until it is lifted
+    #[arg(long = "for", value_name = "DURATION", value_parser = time::parse, requires = "reason", conflicts_with = "lift")]
+    pub(crate) within: Option<Duration>,
+
+    /// Allow takeovers again
+    #[arg(long)]
+    pub(crate) lift: bool,
+}
+
+/// Take the service away from an owner that is stopped or wedged: the last resort
+///
+/// An owner that answers is never touched: use `ctl upgrade` or `ctl stop` then. Where it does not answer in --timeout,
+/// this shows which process it is, in what state, and what it has. Nothing is changed without --yes.
+///
+/// With --yes its descriptors are copied and checked, it is killed (SIGKILL), and ctl owns as the next generation: without
+/// a CMD it keeps all listeners until a successor takes over; with a CMD that is started and gets them by socket
+/// activation, as with `ctl handoff --commit`. Connections that wait are not lost; those that the old process had accepted
+/// are, and so is its state. From the kill on ctl holds the only copies of the listeners, as any owner does: it must not
+/// be killed in turn before a successor serves.
+///
+/// It takes the right to trace that process: the same user, and where Yama restricts that (kernel.yama.ptrace_scope) or
+/// the process is not dumpable, root or CAP_SYS_PTRACE. Linux 5.6 or newer.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl rescue                                what would be taken from whom, and who would be ended
+  ctl rescue --yes                          keep the listeners until `ctl upgrade` or a plain start of a new version
+  ctl rescue --yes -- /usr/bin/app --flag   a program that knows socket activation goes on
+
+With --json: source {pid, state, app_version}, ends [{pid, state}], entries [{name, kind, address}]; with --yes what \
+`handoff --commit` prints comes after it.
+
+Exit codes: 0 done, or shown; 1 refused or failed; 3 nobody is left. With CMD: as `handoff --commit`.")]
+pub(crate) struct RescueArgs {
+    /// Do it: kill the owner, and own
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    /// How long CMD may finish what it has in flight once a successor serves
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = time::parse, requires = "yes")]
+    pub(crate) drain: Duration,
+
+    /// Program that gets the listeners by socket activation, and its arguments
+    #[arg(last = true, value_name = "CMD", requires = "yes")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Keep the listeners beside the owner, so that connections wait while the service is down
+///
+/// A small process that gets everything the owner has, follows changes of it and of the owner, and accepts nothing. While
+/// an owner lives nobody notices it. When none does any more, after a crash or `ctl stop`, it owns after 2s, in the phase
+/// holding: connections wait in the queues, none is refused, and the next process of the service that starts takes over,
+/// with the same listeners. Then it follows that one. It runs until SIGTERM, SIGINT or SIGHUP, or until another one is
+/// started with --replace; `ctl stop` ends it while it owns, and with it the service.
+///
+/// Up to four may keep the same service. While one owns, a signal to end it loses the connections that wait, unless
+/// another one keeps them, too.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  ctl --socket /run/shop/handoff.sock keep             beside the service, as a unit or a container of its own
+  ctl --socket /run/shop/handoff.sock keep --replace   a new version of ctl in place of the one that keeps
+
+With --json: one object a line: event (following, holding, stopped, replaced), generation, entries (a number), waiting \
+(connections in the queues, while it owns).
+
+Exit codes: 0 it was told to leave, or replaced; 1 refused or failed; 3 nobody listens. --timeout is for the first answer.")]
+pub(crate) struct KeepArgs {
+    /// In place of those that keep the listeners now: they leave once this one has everything
+    #[arg(long)]
+    pub(crate) replace: bool,
+
+    /// User who may take part beside this one and root, as the service itself allows him; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub(crate) allow_uid: Vec<u32>,
+
+    /// Group that may take part, as the service itself allows it; may be repeated
+    #[arg(long, value_name = "GID")]
+    pub(crate) allow_gid: Vec<u32>,
+}
+
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way
 ///
 /// QUEUE is how many connections wait to be accepted, and how many may wait; the kernel tells it for TCP alone.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, in_flight, left}, probation {pid, app_version, for, left, overdue}, listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}}, keepers [{pid, app_version}], listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.
@@ -324,6 +437,52 @@ pub(crate) struct WaitArgs {
     pub(crate) here: bool,
 }
 
+/// See and steer old versions that finish what they had in flight
+///
+/// A version that was replaced goes on until nothing is in flight any more, or until its drain deadline. The owner knows
+/// its predecessor and, where several takeovers came in a row, those before it; it passes on to them what is asked here.
+/// An owner that was asked to stop drains as well, and is steered in the same way.
+#[derive(Debug, Args)]
+#[command(
+    disable_help_subcommand = true,
+    after_long_help = "\
+Examples:
+  ctl drain status                      who drains, and what is it waiting for?
+  ctl drain extend 5m                   the large download may finish
+  ctl drain finish --generation 6       end what generation 6 has in flight
+
+With --json: drainers [{pid, app_version, generation, in_flight, oldest, left}], oldest being for how long the oldest of \
+what is in flight has been going on; `extend`: extended, the duration; `finish`: finished. null is unknown or absent.
+
+Exit codes: 0 done; 1 refused, for `extend` and `finish` also where nobody drains; 3 nobody listens; 4 no answer in \
+time: one that drains may be stopped, and obeys when it goes on."
+)]
+pub(crate) struct DrainArgs {
+    #[command(subcommand)]
+    pub(crate) command: DrainCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrainCommand {
+    /// Show who drains, how much is in flight, since when, and until when it may go on; an empty list where nobody does
+    Status,
+    /// Move the drain deadline
+    Extend {
+        /// By how much it moves, such as 30s or 5m
+        #[arg(value_name = "DURATION", value_parser = time::parse)]
+        by: Duration,
+        /// Only that of this generation; of all that drain unless told otherwise
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+    /// End the drain now, with whatever is still in flight
+    Finish {
+        /// Only that of this generation; of all that drain unless told otherwise
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+}
+
 const AFTER_HELP: &str = "\
 Examples:
   export HEIRLOOM_SOCKET=/run/shop/handoff.sock
@@ -335,7 +494,9 @@ Examples:
   ctl upgrade -- /opt/shop-2.1/bin/shop     replace the program, or leave everything as it was
   ctl upgrade --probation 5m -- ./shop      the same, and the old one can take the service back
   ctl rollback                              now it does
+  ctl hold --reason 'disk full' --for 2h    no takeover until that is over, or ctl hold --lift
   ctl wait --drained --timeout 30s          until the old version is gone
+  ctl drain extend 5m                       an old version may take longer to finish
   ctl stop                                  end the service
 
 Environment:

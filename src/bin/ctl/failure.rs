@@ -65,6 +65,11 @@ impl Failure {
         })
     }
 
+    /// Nobody knows what came of it.
+    pub(crate) fn unknown(self) -> Failure {
+        self.with(|told| told.exit = UNKNOWN)
+    }
+
     /// Puts something before the message.
     pub(crate) fn before(self, text: &str) -> Failure {
         self.with(|told| told.message = format!("{text}: {}", told.message))

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use heirloom::{
-    Check, DrainStatus, Entry, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+    Check, DrainStatus, Entry, Hold, ListenerStatus, PredecessorInfo, ProbationStatus, Side, Status, TakeoverStatus,
+    Who,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +22,11 @@ pub(crate) fn status(status: &Status) -> Value {
         "left": milliseconds(status.left_ms),
         "takeover": status.takeover.as_ref().map(takeover),
         "predecessor": status.predecessor.as_ref().map(drain),
+        "drainers": status.drainers.iter().map(drain).collect::<Vec<_>>(),
         "probation": status.probation.as_ref().map(probation),
+        "hold": status.hold.as_ref().map(hold),
+        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
+        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }
@@ -52,6 +57,10 @@ pub(crate) fn checked(entry: &Entry, checks: &[Check]) -> Value {
         .map(|check| json!({"check": check.check, "ok": check.ok, "expected": check.expected, "found": check.found}))
         .collect();
     object
+}
+
+fn keeper(who: &Who) -> Value {
+    json!({"pid": pid(who.pid), "app_version": who.app_version})
 }
 
 /// A process of a history.
@@ -85,8 +94,20 @@ fn drain(drain: &DrainStatus) -> Value {
     json!({
         "pid": pid(drain.who.pid),
         "app_version": drain.who.app_version,
+        "generation": drain.generation,
         "in_flight": drain.in_flight,
+        "oldest": milliseconds(drain.oldest_ms),
         "left": milliseconds(drain.left_ms),
+    })
+}
+
+/// Why takeovers are refused.
+pub(crate) fn hold(hold: &Hold) -> Value {
+    json!({
+        "reason": hold.reason,
+        "since": time::timestamp(hold.since),
+        "until": hold.left_ms.and_then(time::after),
+        "by": {"pid": pid(hold.by.pid), "uid": hold.by.uid},
     })
 }
 
@@ -102,7 +123,7 @@ fn listener(listener: &ListenerStatus) -> Value {
 }
 
 /// `null` for 0, which is no process (pid_namespaces(7)).
-fn pid(pid: u32) -> Option<u32> {
+pub(crate) fn pid(pid: u32) -> Option<u32> {
     Some(pid).filter(|pid| *pid != 0)
 }
 
@@ -111,6 +132,6 @@ fn address(entry: &Entry) -> Option<&str> {
     Some(entry.address.as_str()).filter(|address| !address.is_empty())
 }
 
-fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
+pub(crate) fn milliseconds(milliseconds: Option<u64>) -> Option<String> {
     milliseconds.map(|milliseconds| time::duration(Duration::from_millis(milliseconds)))
 }

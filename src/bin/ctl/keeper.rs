@@ -1,5 +1,6 @@
 //! `ctl handoff --commit`: owns and keeps the listeners, without a program or for one that knows nothing of handoffs.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,17 +36,29 @@ pub(crate) fn run(global: &Global, args: HandoffArgs, printer: Printer) -> Resul
         .holding(args.command.is_empty())
         .drain_within(args.drain)
         .start_within(within);
-    let mut starting = start(handoff, &signals)?;
+    let starting = start(handoff, &signals)?;
     let predecessor = starting.predecessor().cloned();
     let entries: Vec<Entry> = starting.entries().cloned().collect();
     if predecessor.is_none() && entries.is_empty() {
         // It went between the question and the start. Dropping an unused first start removes what it made.
         return Err(Error::Nobody { path: socket.to_owned() }.into());
     }
-    let workload = (!args.command.is_empty()).then_some(args.command);
-    let listeners = claim(&mut starting, &entries, workload.is_some())?;
+    keep(starting, args.command, &entries, predecessor.as_ref(), signals, printer)
+}
+
+/// Owns everything that has come, and keeps it, for a program where there is one.
+pub(crate) fn keep(
+    mut starting: Starting,
+    command: Vec<OsString>,
+    entries: &[Entry],
+    predecessor: Option<&PredecessorInfo>,
+    signals: Signals,
+    printer: Printer,
+) -> Result<ExitCode, Failure> {
+    let workload = (!command.is_empty()).then_some(command);
+    let listeners = claim(&mut starting, entries, workload.is_some())?;
     let serving = commit(starting, &signals)?;
-    tell(&serving, predecessor.as_ref(), &entries, workload.is_some(), printer);
+    tell(&serving, predecessor, entries, workload.is_some(), printer);
     let workload = workload.map(|command| Workload::new(command, listeners));
     let code = Keeper { signals, workload, printer }.keep(serving)?;
     Ok(ExitCode::from(code))

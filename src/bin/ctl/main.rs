@@ -7,12 +7,15 @@
 mod args;
 mod check;
 mod completions;
+mod drain;
 mod failure;
 mod follow;
 mod handoff;
 mod history;
+mod hold;
 mod init;
 mod json;
+mod keep;
 mod keeper;
 mod listening;
 mod man;
@@ -20,6 +23,7 @@ mod printer;
 mod probation;
 mod program;
 mod reentry;
+mod rescue;
 mod session;
 mod signals;
 mod status;
@@ -67,9 +71,13 @@ fn run(cli: Cli, printer: Printer) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
         Command::Check(args) => check::run(&global, &args, printer),
+        Command::Drain(args) => drain::run(&global, &args.command, printer),
         Command::Handoff(args) if args.commit => keeper::run(&global, args, printer),
         Command::Handoff(args) => handoff::run(&global, &args, printer),
         Command::History(args) => history::run(&global, &args, printer),
+        Command::Hold(args) => hold::run(&global, &args, printer),
+        Command::Rescue(args) => rescue::run(&global, args, printer),
+        Command::Keep(args) => keep::run(&global, &args, printer),
         Command::Status(args) => status::run(&global, &args, printer),
         Command::Upgrade(args) => upgrade::run(&global, &args, printer),
         Command::Wait(args) => wait::run(&global, &args, printer),

@@ -30,7 +30,7 @@ fn page() -> io::Result<String> {
     let mut page = String::from_utf8_lossy(&page).into_owned();
     page.push_str(".SH COMMANDS\n");
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        page.push_str(&section(sub)?);
+        page.push_str(&section(sub, "ctl")?);
     }
     let mut end = Vec::new();
     man.render_extra_section(&mut end)?;
@@ -55,7 +55,7 @@ fn keep_columns(page: &str) -> String {
 }
 
 /// A command as a part of the page. The generator knows whole pages only, so its headings go one level down.
-fn section(command: &Command) -> io::Result<String> {
+fn section(command: &Command, before: &str) -> io::Result<String> {
     let own = command.clone().mut_args(|argument| {
         let global = argument.is_global_set();
         argument.hide(global)
@@ -71,5 +71,10 @@ fn section(command: &Command) -> io::Result<String> {
         .replace(".SH DESCRIPTION\n", "")
         .replace(".SH OPTIONS\n", ".PP\n")
         .replace(".SH EXTRA\n", ".PP\n");
-    Ok(format!(".SS \"ctl {}\"\n{text}", command.get_name()))
+    let name = format!("{before} {}", command.get_name());
+    let mut section = format!(".SS \"{name}\"\n{text}");
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        section.push_str(&self::section(sub, &name)?);
+    }
+    Ok(section)
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{DrainStatus, Error, ProbationStatus, Status, TakeoverStatus};
+use heirloom::{DrainStatus, Error, Hold, ProbationStatus, Status, TakeoverStatus};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::args::{Global, StatusArgs};
@@ -86,11 +86,17 @@ pub(crate) fn text(status: &Status) -> String {
     if let Some(takeover) = &status.takeover {
         row("takeover", self::takeover(takeover));
     }
-    if let Some(predecessor) = &status.predecessor {
-        row("draining", drain(predecessor));
+    for drainer in drainers(status) {
+        row("draining", drain(drainer));
     }
     if let Some(probation) = &status.probation {
         row("probation", self::probation(probation, owns(status)));
+    }
+    if let Some(hold) = &status.hold {
+        row("hold", held(hold));
+    }
+    for keeper in &status.keepers {
+        row("kept by", who(keeper.pid, &keeper.app_version));
     }
     let rows = status.listeners.iter().map(|listener| {
         let queue = match (listener.accept_queue, listener.accept_queue_limit) {
@@ -128,13 +134,21 @@ pub(crate) fn brief(status: &Status) -> String {
     if let Some(takeover) = &status.takeover {
         line.push_str(&format!("; takeover by {}", self::takeover(takeover)));
     }
-    if let Some(predecessor) = &status.predecessor {
-        line.push_str(&format!("; draining: {}", drain(predecessor)));
+    for drainer in drainers(status) {
+        line.push_str(&format!("; draining: {}", drain(drainer)));
     }
     if let Some(probation) = &status.probation {
         line.push_str(&format!("; probation: {}", self::probation(probation, owns(status))));
     }
+    if let Some(hold) = &status.hold {
+        line.push_str(&format!("; hold: {}", held(hold)));
+    }
     line
+}
+
+/// All that drain; an owner of an older version tells of its predecessor alone.
+pub(crate) fn drainers(status: &Status) -> &[DrainStatus] {
+    if status.drainers.is_empty() { status.predecessor.as_slice() } else { &status.drainers }
 }
 
 fn takeover(takeover: &TakeoverStatus) -> String {
@@ -169,6 +183,19 @@ fn drain(drain: &DrainStatus) -> String {
     }
     if let Some(left) = drain.left_ms {
         text.push_str(&format!(", {} left", milliseconds(left)));
+    }
+    text
+}
+
+/// Why takeovers are refused, and until when.
+pub(crate) fn held(hold: &Hold) -> String {
+    let mut text = clean(&hold.reason);
+    if let Some(since) = time::timestamp(hold.since) {
+        text.push_str(&format!(", since {since}"));
+    }
+    match hold.left_ms {
+        Some(left) => text.push_str(&format!(", {} left", milliseconds(left))),
+        None => text.push_str(", until it is lifted"),
     }
     text
 }

@@ -62,6 +62,17 @@ pub(crate) fn run(global: &Global, printer: Printer) -> Result<ExitCode, Failure
         Ok(status) if status.pid == last.pid && status.generation == last.generation => {
             Err(still_leaving(within, &last))
         }
+        // Nobody took over from it: who keeps the listeners has found them without an owner.
+        Ok(status) if status.phase == Phase::Holding && last.phase != Phase::Draining => {
+            let text = || {
+                let (left, keeper) = (who(last.pid, &last.app_version), who(status.pid, &status.app_version));
+                format!("{left} has left; {keeper} keeps the listeners, and connections wait for the next start\n")
+            };
+            let object = || json!({"stopped": true, "owner": json::owner(&last), "keeper": json::owner(&status)});
+            printer.print(text, object)?;
+            printer.hint("ctl stop again ends that one, too, and the service with it");
+            Ok(ExitCode::SUCCESS)
+        }
         Ok(status) => Err(overtaken(&last, &status)),
         Err(Error::Deadline { .. }) => Err(still_leaving(within, &last)),
         Err(error) => Err(unknown(error)),

@@ -38,6 +38,11 @@ pub(crate) fn timestamp(unix_ms: u64) -> Option<String> {
     Some(format!("{:.3}", Timestamp::from_millisecond(unix_ms).ok()?))
 }
 
+/// The time of day in so many milliseconds, as the clock is set now.
+pub(crate) fn after(ms: u64) -> Option<String> {
+    timestamp(unix_ms().saturating_add(ms))
+}
+
 pub(crate) fn now() -> String {
     timestamp(unix_ms()).unwrap_or_default()
 }

@@ -7,21 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Client, Error, Status};
+use heirloom::{Client, Error, Hold, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
-use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
+use crate::follow::{Follow, News, PATIENCE, is_ready, owns, wait};
+use crate::hold;
 use crate::json;
 use crate::printer::Printer;
 use crate::probation;
 use crate::program;
 use crate::session::{Ended, Log, Session};
 use crate::signals::Signals;
-use crate::status::who;
+use crate::status::{held, who};
 use crate::steps::Steps;
 use crate::table::clean;
 use crate::time;
@@ -31,6 +32,8 @@ use crate::verdict::Verdict;
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the old process has to take back what an attempt had of it: it looks once a second.
 const TAKE_BACK: Duration = Duration::from_secs(5);
+/// From the moment at which the kernel frees what a process had locked to the news of its end.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How long a rollback may take: the release of the new one and the commit of the old one are in it.
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
 
@@ -48,6 +51,9 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
         }
         error => error.into(),
     })?;
+    if let Some(hold) = &from.hold {
+        return Err(hold::refused(hold));
+    }
     let from_peer = follow.peer_pid();
     if from_peer == Some(1) {
         return Err(first_process());
@@ -117,6 +123,8 @@ enum Over {
     Ended(Ended),
     /// Another process owns now.
     Overtaken,
+    /// Takeovers are refused since it was started.
+    Held(Hold),
     Late(Duration),
     Interrupted(Signal),
     Broken(Error),
@@ -153,6 +161,12 @@ impl Upgrade {
                     Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
+                        // What cannot be called off any more goes on, hold or not.
+                        if let (Some(hold), None) = (status.hold, &status.takeover)
+                            && status.generation == self.from.generation
+                        {
+                            return self.give_up(Over::Held(hold));
+                        }
                         Ok(())
                     }
                 },
@@ -227,7 +241,8 @@ impl Upgrade {
                 // Whoever owns now, the new one does not: it is back with the old one, or a third has confirmed it.
                 Ok(Some(News::Status(now))) if owns(&now) && now.generation > to.generation => {
                     if (now.pid, &now.app_version) == (self.from.pid, &self.from.app_version) {
-                        return Err(self.failed(&Over::RolledBack));
+                        let over = self.how_it_went_back();
+                        return Err(self.failed(&over));
                     }
                     return self.done(to, verdict.runs());
                 }
@@ -243,6 +258,25 @@ impl Upgrade {
             };
             if let Err(error) = turn {
                 return self.take_back(Over::Broken(error));
+            }
+        }
+    }
+
+    /// The old one owns again: because the new one has died, or because somebody wanted it so. The kernel frees the lock of
+    /// a process a moment before it tells of its end.
+    fn how_it_went_back(&mut self) -> Over {
+        let until = Instant::now() + LAST_BREATH;
+        loop {
+            match self.signalled() {
+                Some(Over::Ended(how)) if how != Ended::Code(0) => return Over::EndedLate(how),
+                Some(Over::Ended(_)) => return Over::RolledBack,
+                _ if Instant::now() >= until => return Over::RolledBack,
+                _ => {
+                    let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+                    if wait(&mut [signals], Some(until)).is_err() {
+                        return Over::RolledBack;
+                    }
+                }
             }
         }
     }
@@ -320,8 +354,10 @@ impl Upgrade {
             self.printer.line("---");
         }
         let mut fresh = Follow::new(&self.socket);
+        let mut held = None;
         let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
             Ok(now) => {
+                held.clone_from(&now.hold);
                 let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };
@@ -338,6 +374,9 @@ impl Upgrade {
             Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
             Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
         };
+        // It has heard so before this process has.
+        let held = held.filter(|_| matches!(over, Over::Ended(_))).map(Over::Held);
+        let over = held.as_ref().unwrap_or(over);
         let hint = if tail.is_empty() {
             "it wrote nothing to its log".to_owned()
         } else {
@@ -359,6 +398,7 @@ impl Over {
         match self {
             Over::Ended(_) | Over::EndedLate(_) => "ended",
             Over::Overtaken => "overtaken",
+            Over::Held(_) => "held",
             Over::Late(_) => "deadline",
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
@@ -374,6 +414,7 @@ impl fmt::Display for Over {
             Over::Ended(how) => write!(f, "the new one {how} before it served"),
             Over::EndedLate(how) => write!(f, "the new one {how} on probation"),
             Over::Overtaken => f.write_str("another process took the service over first"),
+            Over::Held(hold) => write!(f, "takeovers are held: {}", held(hold)),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),

@@ -175,6 +175,7 @@ impl Predecessor {
             nonce: probation.nonce,
             who: probation.who.clone(),
             takes_state: probation.takes_state,
+            takes_hold: true,
             progress: String::new(),
             probation: None,
             back: Some(cut(reason)),
@@ -192,7 +193,7 @@ impl Predecessor {
     }
 
     /// Whether the service is on its way back.
-    fn returns(&self) -> bool {
+    pub(super) fn returns(&self) -> bool {
         matches!(&self.stage,
             Stage::HandingOver(heir, _) | Stage::Released(heir) | Stage::Silent(heir) if heir.back.is_some())
     }

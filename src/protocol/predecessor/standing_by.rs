@@ -59,6 +59,7 @@ impl Predecessor {
         out.push(Output::Disarm(Timer::Commit));
         self.patience = Patience::Rested;
         self.stage = Stage::StandingBy(Standing { heir, linked: true, overdue: false });
+        self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
         if self.stopping {
             return self.step_down(out);
         }
@@ -77,6 +78,8 @@ impl Predecessor {
             Message::TakeBack(back) if back.nonce == standing.heir.nonce => self.claim(out),
             // For another takeover: void.
             Message::TakeBack(_) => {}
+            // It is kept for the case that this process owns again.
+            Message::Held(held) => self.set_hold(held.hold, out),
             // The driver keeps it, until it comes to nothing.
             Message::State(_) if self.state.is_some() => {}
             Message::Abort(_) => {}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Refusal, Who};
 use crate::history::{Cause, Side, StepTime, TakeoverRecord};
+use crate::hold::{Hold, SetBy};
 use crate::manifest::{Entry, FileIdentity, Kind, SocketIdentity, StateKind};
 use crate::protocol::Deadlines;
 use crate::protocol::message::*;
@@ -78,7 +79,10 @@ fn samples() -> BTreeMap<&'static str, Message> {
         network_namespace: Some(1),
         state: true,
         history: true,
+        drain_links: false,
         probation_ms: None,
+        hold: false,
+        replaces: false,
     };
     let offer = Offer {
         version: 1,
@@ -96,6 +100,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         state: Some(StateKind { schema: "counter".to_owned(), version: 3 }),
         window: Some(506),
         probation_ms: None,
+        hold: false,
     };
     let busy = Refusal {
         code: "busy".to_owned(),
@@ -126,6 +131,13 @@ fn samples() -> BTreeMap<&'static str, Message> {
         count: 1,
         last: 1_764_000_000_000,
     };
+    let hold = Hold {
+        reason: "disk full".to_owned(),
+        left_ms: Some(600_000),
+        since: 1_764_000_000_000,
+        by: SetBy { pid: 4300, uid: 1000 },
+    };
+    let asked = Hold { since: 0, by: SetBy::default(), ..hold.clone() };
     let status = Status {
         generation: 7,
         pid: 4200,
@@ -145,8 +157,12 @@ fn samples() -> BTreeMap<&'static str, Message> {
             who: Who { pid: 4100, app_version: "2.0.8".to_owned() },
             in_flight: Some(1),
             left_ms: Some(12_000),
+            ..DrainStatus::default()
         }),
+        drainers: Vec::new(),
         probation: None,
+        hold: None,
+        keepers: Vec::new(),
         listener_count: 1,
         listeners: Vec::new(),
     };
@@ -162,7 +178,29 @@ fn samples() -> BTreeMap<&'static str, Message> {
     let on_probation = ProbationStatus { who: who.clone(), since_ms: 1500, left_ms: Some(58_500), overdue: false };
     let back =
         TakeBack { nonce: 0x0123_4567_89ab_cdef, reason: "check failed".to_owned(), lost: vec!["metrics".to_owned()] };
+    let drain = DrainStatus {
+        who: Who { pid: 4000, app_version: "2.0.7".to_owned() },
+        generation: Some(6),
+        in_flight: Some(1),
+        left_ms: Some(12_000),
+        oldest_ms: Some(48_000),
+    };
+    let steered =
+        Draining { in_flight: 2, left_ms: Some(58_500), oldest_ms: Some(61_000), obeyed: Some(0x0123_4567_89ab_cdef) };
+    let keeper = Who { pid: 4300, app_version: "ctl 0.1.0".to_owned() };
+    let keeping = Hello { wants: Wants::Hold, replaces: true, state: false, history: false, ..hello.clone() };
     BTreeMap::from([
+        ("hello-drain-links", Hello { drain_links: true, ..hello.clone() }.into()),
+        ("draining-steered", steered.into()),
+        ("drainer", Drainer { drain: drain.clone(), forced: None }.into()),
+        ("drainer-gone", Drainer { drain: drain.clone(), forced: Some(true) }.into()),
+        ("steer", Steer { number: 0x0123_4567_89ab_cdef, order: Order::Extend, by_ms: Some(30_000) }.into()),
+        ("ask-extend-drain", Ask { by_ms: Some(30_000), ..Ask::from(Question::ExtendDrain) }.into()),
+        ("ask-finish-drain", Ask { generation: Some(6), ..Ask::from(Question::FinishDrain) }.into()),
+        ("status-drainers", Status { generation: 8, drainers: vec![drain], ..Status::default() }.into()),
+        ("hello-hold", Hello { hold: true, ..hello.clone() }.into()),
+        ("offer-hold", Offer { hold: true, ..offer.clone() }.into()),
+        ("status-hold", Status { generation: 8, hold: Some(hold.clone()), ..Status::default() }.into()),
         ("hello-probation", Hello { probation_ms: probation, ..hello.clone() }.into()),
         ("offer-probation", Offer { probation_ms: probation, ..offer.clone() }.into()),
         ("owning-probation", Owning { generation: 8, probation_ms: probation }.into()),
@@ -172,6 +210,8 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("ask-probation", Ask { probation_ms: probation, ..Ask::from(Question::Probation) }.into()),
         ("status-probation", Status { generation: 8, probation: Some(on_probation), ..Status::default() }.into()),
         ("hello", Message::from(hello.clone())),
+        ("hello-holder", keeping.into()),
+        ("status-keepers", Status { generation: 8, keepers: vec![keeper], ..Status::default() }.into()),
         ("hello-rehearsal", Hello { wants: Wants::Rehearsal, state: false, history: false, ..hello }.into()),
         ("refused", busy.into()),
         ("offer", offer.into()),
@@ -182,17 +222,21 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("progress", Progress { text: "loading 40%".to_owned() }.into()),
         ("ready", ready.into()),
         ("state", state.into()),
+        ("changed", Changed {}.into()),
         ("history", History { takeovers: vec![record] }.into()),
+        ("held", Held { hold: Some(hold) }.into()),
         ("released", Released { nonce: 0x0123_4567_89ab_cdef }.into()),
         ("owning", Owning { generation: 8, probation_ms: None }.into()),
         ("confirmed", Confirmed {}.into()),
-        ("draining", Draining { in_flight: 2, left_ms: Some(28_500) }.into()),
+        ("draining", Draining { in_flight: 2, left_ms: Some(28_500), ..Draining::default() }.into()),
         ("bye", Bye { forced: false, in_flight: 0, stays: false }.into()),
         ("abort", Abort(Refusal::new("cancelled", "the successor was cancelled")).into()),
         ("ask-status", Ask::from(Question::Status).into()),
         ("ask-watch", Ask::from(Question::Watch).into()),
         ("ask-stop", Ask::from(Question::Stop).into()),
         ("ask-history", Ask::from(Question::History).into()),
+        ("ask-hold", Ask { hold: Some(asked), ..Ask::from(Question::Hold) }.into()),
+        ("ask-lift", Ask::from(Question::Lift).into()),
         ("status", status.into()),
         ("listeners", Listeners { listeners: vec![listener] }.into()),
         ("done", Done {}.into()),
@@ -323,6 +367,10 @@ fn parse(bytes: &mut &[u8]) -> Value {
         0xcd | 0xd1 => 2,
         0xce | 0xd2 => 4,
         0xcf | 0xd3 => 8,
+        0xde => {
+            let count = length(bytes, 2);
+            return map(bytes, count);
+        }
         0xdc => {
             let count = length(bytes, 2);
             return list(bytes, count);
@@ -406,8 +454,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let mut seen = BTreeSet::new();
     let mut written: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for (name, message) in samples() {
-        if !matches!(message, Message::Unknown(_) | Message::Descriptors(_) | Message::Confirmed(_) | Message::Done(_))
-        {
+        let empty = matches!(message, Message::Confirmed(_) | Message::Changed(_) | Message::Done(_));
+        if !empty && !matches!(message, Message::Unknown(_) | Message::Descriptors(_)) {
             written.entry(message.word()).or_default().push(sample(name));
         }
     }
@@ -417,8 +465,8 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     }
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
-    let on_probation = sample("status-probation");
-    let history = sample("history");
+    let (on_probation, draining) = (sample("status-probation"), sample("status-drainers"));
+    let (history, held) = (sample("history"), sample("held"));
     let record = field(&history, "takeovers");
     let takeover = field(&status, "takeover");
     let offer = sample("offer");
@@ -429,8 +477,10 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("file", field(field(&entries, "entries"), "file")),
         ("socket", field(field(&entries, "entries"), "socket")),
         ("takeover", takeover),
-        ("drain", field(&status, "predecessor")),
+        ("drain", field(&draining, "drainers")),
         ("probation", field(&on_probation, "probation")),
+        ("hold", field(&held, "hold")),
+        ("set-by", field(field(&held, "hold"), "by")),
         ("listener", field(&listeners, "listeners")),
         ("record", record),
         ("side", field(record, "from")),
@@ -453,7 +503,7 @@ fn a_missing_field_is_an_error_only_where_the_table_says_so() {
         let Value::Map(fields) = sample(name) else { panic!("{name} is not a map") };
         let is_written = |row: &&Row| fields.iter().any(|(key, _, _)| *key == row.field);
         for row in rows.iter().filter(is_written) {
-            let mut body = vec![0x80 | (fields.len() - 1) as u8];
+            let mut body = map_of(fields.len() - 1);
             for (key, value, _) in fields.iter().filter(|(key, _, _)| *key != row.field) {
                 body.push(0xa0 | key.len() as u8);
                 body.extend(key.as_bytes());
@@ -472,11 +522,22 @@ fn decode(kind: u8, body: &[u8]) -> Result<Message, Fault> {
     Message::decode(&Frame { header, body: body.to_vec() })
 }
 
+/// How a map of so many fields begins.
+fn map_of(count: usize) -> Vec<u8> {
+    match count as u16 {
+        few @ 0..=15 => vec![0x80 | few as u8],
+        many => [&[0xde][..], &many.to_be_bytes()].concat(),
+    }
+}
+
 /// A map of a newer version, with one more field.
 fn extended(body: &[u8], value: &[u8]) -> Vec<u8> {
-    // As map 16: a fixmap ends at 15 fields.
-    let mut longer = vec![0xde, 0, (body[0] & 0x0f) + 1];
-    longer.extend(&body[1..]);
+    let (count, fields) = match body {
+        [0xde, high, low, fields @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), fields),
+        _ => (usize::from(body[0] & 0x0f), &body[1..]),
+    };
+    let mut longer = map_of(count + 1);
+    longer.extend(fields);
     longer.extend(b"\xa5newer");
     longer.extend(value);
     longer

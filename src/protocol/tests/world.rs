@@ -960,6 +960,8 @@ impl World {
                         self.serve(pid);
                     }
                 }
+                // For a holder alone, of which this world has none.
+                successor::Notice::Changed | successor::Notice::Ended(_) => {}
                 successor::Notice::Failed(failure) => self.failed(pid, &failure),
             },
             successor::Output::Arm(timer, after) => self.arm(pid, Key::Successor(timer), after),
@@ -1033,7 +1035,7 @@ impl World {
                 self.send(pid, peer as LinkId, state.into());
                 self.send(pid, peer as LinkId, Message::Descriptors(1));
             }
-            Output::Tell { .. } | Output::TellHistory(_) => {}
+            Output::Tell { .. } | Output::TellHistory(_) | Output::Steer(..) | Output::Hold(_) => {}
             Output::Await(peer) => {
                 process.timers.remove(&Key::Peer(peer as LinkId));
             }
@@ -1066,6 +1068,7 @@ impl World {
                     predecessor::Notice::Resume => Note::Resume,
                     predecessor::Notice::Leave(reason) => Note::Leave(reason),
                     predecessor::Notice::Cancelled => Note::Exit,
+                    predecessor::Notice::Replaced => return,
                     predecessor::Notice::Exit => Note::Exit,
                 };
                 self.note(pid, note);

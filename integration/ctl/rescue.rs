@@ -1,0 +1,127 @@
+//! `ctl rescue`: the service goes on after an owner that is stopped, and one that is well is left alone.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::stage::{CTL, Run, Running, Service, eventually};
+
+/// An owner in a process of its own, which is stopped, and alone in its family.
+fn stopped(service: &Service) -> Running {
+    let mut owner = service.keeper(&[]);
+    service.left();
+    owner.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", owner.pid());
+    eventually(|| std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(()));
+    owner
+}
+
+fn names(seen: &Value) -> Vec<&Value> {
+    seen["entries"].as_array().unwrap().iter().map(|entry| &entry["name"]).collect()
+}
+
+#[test]
+fn a_look_changes_nothing() {
+    let service = Service::start();
+    let mut owner = stopped(&service);
+    let seen = service.run(&["--json", "--timeout", "200ms", "rescue"]);
+    assert_eq!(seen.code, 0, "{}{}", seen.stdout, seen.stderr);
+    let seen = seen.json();
+    assert_eq!((&seen["source"]["pid"], &seen["source"]["state"]), (&json!(owner.pid()), &json!("T")));
+    assert_eq!(seen["ends"], json!([{"pid": owner.pid(), "state": "T"}]));
+    assert_eq!(names(&seen), ["admin", "file", "web"]);
+    let text = service.run(&["--timeout", "200ms", "rescue"]);
+    assert!(text.code == 0 && text.stdout.contains("stopped (T)") && text.stderr.contains("--yes"), "{}", text.stdout);
+    owner.signal(Signal::SIGCONT);
+    assert_eq!((service.status().generation, service.status().pid), (2, owner.pid()));
+}
+
+/// Connections are made all the time; each is answered by who comes after the dead.
+#[test]
+fn the_listeners_of_a_stopped_owner_are_kept_under_load() {
+    let service = Service::start();
+    let mut owner = stopped(&service);
+    let (end, address) = (Arc::new(AtomicBool::new(false)), service.address);
+    let visitors: Vec<_> = (0..4)
+        .map(|_| {
+            let end = end.clone();
+            thread::spawn(move || {
+                let mut answers = Vec::new();
+                while !end.load(Ordering::SeqCst) {
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).unwrap();
+                    answers.push(answer);
+                }
+                answers
+            })
+        })
+        .collect();
+    let mut rescue = service.spawn(&["--json", "--timeout", "200ms", "rescue", "--yes"]);
+    assert_eq!(names(&rescue.object()), ["admin", "file", "web"]);
+    let told = rescue.object();
+    assert_eq!((&told["owner"]["generation"], &told["owner"]["pid"]), (&json!(3), &json!(rescue.pid())));
+    assert!(owner.killed(), "the old owner is dead");
+    let next = service.place.serve("four");
+    assert_eq!(rescue.code(), 0, "{}", rescue.stderr());
+    assert_eq!((next.status().generation, next.status().listeners.len()), (4, 3));
+    assert_eq!(next.address, service.address);
+    end.store(true, Ordering::SeqCst);
+    for visitor in visitors {
+        let answers = visitor.join().expect("no connection is refused or reset");
+        assert!(!answers.is_empty() && answers.iter().all(|answer| answer == "four"), "{answers:?}");
+    }
+}
+
+#[test]
+fn a_program_goes_on_with_the_listeners() {
+    let service = Service::start();
+    let _owner = stopped(&service);
+    let script = "echo $LISTEN_FDS $LISTEN_FDNAMES; exec sleep 1000";
+    let mut rescue = service.spawn(&["--timeout", "200ms", "rescue", "--yes", "--", "sh", "-c", script]);
+    assert_eq!(rescue.line(), "3 admin:file:web");
+    let status = service.status();
+    assert_eq!((status.generation, status.pid, status.in_flight), (3, rescue.pid(), 1));
+    assert_eq!(service.run(&["stop"]).code, 0);
+}
+
+#[test]
+fn an_owner_that_answers_is_left_alone() {
+    let service = Service::start();
+    for arguments in [&["rescue"][..], &["rescue", "--yes"], &["rescue", "--yes", "--", "true"]] {
+        let run = service.run(&[&["--json"], arguments].concat());
+        assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("healthy")), "{arguments:?}");
+        assert!(run.json()["error"]["hint"].as_str().unwrap().contains("ctl upgrade"));
+    }
+    assert_eq!((service.status().generation, service.visit()), (1, "one".to_owned()));
+    for wrong in [&["rescue", "--", "true"][..], &["rescue", "--drain", "1s"]] {
+        assert_eq!(service.run(wrong).code, 2, "{wrong:?}");
+    }
+}
+
+/// Without the right to trace the owner nothing can be taken from it.
+#[test]
+fn who_may_not_trace_the_owner_is_told_so() {
+    let dropped = ["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
+    let able = nix::unistd::geteuid().is_root()
+        && Command::new("setpriv").args(dropped).arg("true").output().is_ok_and(|output| output.status.success());
+    if !able {
+        return eprintln!("skipped: it takes root, and setpriv, to drop a right");
+    }
+    let service = Service::start();
+    let mut owner = stopped(&service);
+    let mut command = Command::new("setpriv");
+    command.args(dropped).arg(CTL).arg("--socket").arg(&service.place.socket);
+    let run = Run::of(command.args(["--json", "--timeout", "200ms", "rescue", "--yes"]));
+    let error = &run.json()["error"];
+    assert_eq!(run.code, 1, "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("CAP_SYS_PTRACE"), "{error}");
+    owner.signal(Signal::SIGCONT);
+    assert_eq!(service.status().pid, owner.pid());
+}

@@ -1,0 +1,369 @@
+//! `ctl keep`: what it keeps beside an owner, and what clients see while nobody serves.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use heirloom::Phase;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::ctl::stage::{CTL, Run, Running, eventually};
+use crate::puppet::Scene;
+use crate::visitor::{self, Load, visit};
+
+/// A keeper, and what it tells.
+struct Keeper {
+    run: Running,
+}
+
+impl Keeper {
+    /// One that has everything of the owner.
+    #[track_caller]
+    fn of(scene: &Scene, more: &[&str]) -> Keeper {
+        let mut keeper = Keeper { run: Running::new(ctl(scene, "keep").args(more)) };
+        keeper.event("following");
+        keeper
+    }
+
+    fn pid(&self) -> u32 {
+        self.run.pid()
+    }
+
+    /// Waits until it tells this; what it told before is passed over.
+    #[track_caller]
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            let object = self.run.object();
+            if object["event"] == name {
+                return object;
+            }
+        }
+    }
+
+    /// Waits until it has told that it follows this generation.
+    #[track_caller]
+    fn follows(&mut self, generation: u64) {
+        while self.event("following")["generation"] != generation {}
+    }
+
+    fn freeze(&mut self) {
+        self.run.signal(Signal::SIGSTOP);
+        let pid = Pid::from_raw(self.pid() as i32);
+        assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
+    }
+}
+
+fn ctl(scene: &Scene, command: &str) -> Command {
+    let mut ctl = Command::new(CTL);
+    ctl.args(["--json", "--socket"]).arg(scene.control()).arg(command).env_remove("HEIRLOOM_SOCKET");
+    ctl
+}
+
+fn sockets(pid: u32) -> usize {
+    let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    // One that was closed meanwhile is none.
+    let links = folder.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Waits until the owner tells of so many keepers.
+#[track_caller]
+fn keepers(scene: &Scene, count: usize) -> heirloom::Status {
+    scene.status_where(|status| status.keepers.len() == count)
+}
+
+#[test]
+fn connections_wait_for_the_next_start_when_the_owner_is_killed() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({"accept": false}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    assert_eq!(keepers(&scene, 1).keepers[0].pid, keeper.pid());
+    let before: Vec<_> = (0..10).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    first.kill();
+    let between: Vec<_> = (0..10).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let holding = keeper.event("holding");
+    assert_eq!((&holding["generation"], &holding["waiting"]), (&json!(2), &json!(20)));
+    let status = scene.status();
+    assert_eq!((status.phase, status.pid), (Phase::Holding, keeper.pid()));
+    assert_eq!((status.listeners[0].accept_queue, status.listeners[0].address == address), (Some(20), true));
+    let during: Vec<_> = (0..10).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let (second, same) = scene.serve("2", json!({}));
+    assert_eq!(same, address);
+    for stream in before.into_iter().chain(between).chain(during) {
+        assert_eq!(visitor::answer(stream).pid, second.pid());
+    }
+    keeper.follows(3);
+    let status = scene.status_where(|status| status.predecessor.is_none() && !status.keepers.is_empty());
+    assert_eq!((status.generation, status.keepers[0].pid), (3, keeper.pid()));
+}
+
+/// A start in the time in which the keeper still leaves it to others waits in its queue, and is not refused.
+#[test]
+fn a_start_right_after_the_crash_gets_the_listeners() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let _keeper = Keeper::of(&scene, &[]);
+    first.kill();
+    let waiting = TcpStream::connect(&address).unwrap();
+    let (mut second, same) = scene.serve("2", json!({}));
+    assert_eq!(same, address);
+    assert_eq!(second.ask(json!({"do": "report"}))["ok"]["entries"]["web"]["outcome"], "adopted");
+    assert_eq!(visitor::answer(waiting).pid, second.pid());
+}
+
+#[test]
+fn a_takeover_is_followed_and_so_are_entries() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    let (mut second, _) = scene.serve("2", json!({}));
+    assert_eq!(first.exit_code(), Some(0));
+    keeper.follows(2);
+    // The control listener, its link to the owner, and the one entry.
+    eventually(|| (sockets(keeper.pid()) == 3).then_some(()));
+    second.ask(json!({"do": "claim", "kind": "tcp", "name": "more", "address": "127.0.0.1:0", "count": 20}));
+    while keeper.event("following")["entries"] != 21 {}
+    eventually(|| (sockets(keeper.pid()) == 23).then_some(()));
+    for number in 0..20 {
+        second.ask(json!({"do": "remove", "name": format!("more-{number:04}")}));
+    }
+    while keeper.event("following")["entries"] != 1 {}
+    // The rest is closed here, so nothing of it listens any more.
+    eventually(|| (sockets(keeper.pid()) == 3).then_some(()));
+    assert_eq!(keepers(&scene, 1).phase, Phase::Serving);
+}
+
+#[test]
+fn three_crashes_under_load_refuse_nobody() {
+    let scene = Scene::new();
+    let (mut owner, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    let load = Load::on(&address);
+    for round in 0..3 {
+        load.flows(50);
+        owner.kill();
+        let (next, same) = scene.serve("2", json!({}));
+        assert_eq!(same, address);
+        owner = next;
+        load.flows(50);
+        // The crash takes one generation, its keeper another.
+        keeper.follows(3 + 2 * round);
+    }
+    let tally = load.stop();
+    assert_eq!((tally.refused, &tally.other), (0, &Vec::new()), "{tally:?}");
+    // What a killed process had accepted is its own loss, one connection at a time.
+    assert!(tally.cut + tally.reset <= 3, "{tally:?}");
+}
+
+#[test]
+fn a_keeper_that_dies_or_stops_is_no_concern_of_the_owner() {
+    let scene = Scene::new();
+    let (first, address) = scene.serve("1", json!({}));
+    let round = || {
+        let keeper = Keeper::of(&scene, &[]);
+        drop(keeper);
+        assert_eq!(visit(&address).pid, first.pid());
+        keepers(&scene, 0);
+    };
+    // What an owner has at hand for later is counted in by then.
+    round();
+    let few = descriptors(first.pid());
+    (0..3).for_each(|_| round());
+    eventually(|| (descriptors(first.pid()) <= few).then_some(()));
+}
+
+#[test]
+fn a_stopped_keeper_delays_no_takeover() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    keeper.freeze();
+    let began = Instant::now();
+    let (mut second, _) = scene.serve("2", json!({}));
+    assert_eq!(first.exit_code(), Some(0));
+    let (mut third, _) = scene.serve("3", json!({}));
+    assert_eq!(second.exit_code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(visit(&address).pid, third.pid());
+    keeper.run.signal(Signal::SIGCONT);
+    keeper.follows(3);
+    assert_eq!(third.ask(json!({"do": "is-owner"}))["ok"], true);
+}
+
+/// One that was stopped in the midst of what it was to receive, as well.
+#[test]
+fn a_keeper_that_stops_while_it_receives_delays_no_takeover() {
+    let scene = Scene::new();
+    let many = json!({"claims": [{"kind": "null", "name": "null", "count": 5000}, {"kind": "tcp", "name": "web", "address": "127.0.0.1:0"}]});
+    let (mut first, _) = scene.serve("1", many.clone());
+    let keeper = Running::new(&mut ctl(&scene, "keep"));
+    let pid = Pid::from_raw(keeper.pid() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    let (_second, _) = scene.serve("2", many);
+    assert_eq!(first.exit_code(), Some(0));
+}
+
+#[test]
+fn a_drainer_takes_the_service_back_before_a_keeper_does() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({"drain_ms": 30_000}));
+    first.ask(json!({"do": "lease"}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    let (mut second, _) = scene.serve("2", json!({}));
+    first.event("leave");
+    keeper.follows(2);
+    second.kill();
+    first.event("resumed");
+    keeper.follows(3);
+    assert_eq!(visit(&address).pid, first.pid());
+    assert_eq!(scene.status().phase, Phase::Serving);
+}
+
+#[test]
+fn of_two_keepers_one_holds_and_the_other_keeps_on() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keepers = [Keeper::of(&scene, &[]), Keeper::of(&scene, &[])];
+    self::keepers(&scene, 2);
+    first.kill();
+    let status = scene.status_where(|status| status.phase == Phase::Holding && status.keepers.len() == 1);
+    let holder = keepers.iter().position(|keeper| keeper.pid() == status.pid).unwrap();
+    assert_eq!(status.keepers[0].pid, keepers[1 - holder].pid());
+    // And when that one dies, the other one holds.
+    let waiting = TcpStream::connect(&address).unwrap();
+    keepers[holder].run.signal(Signal::SIGKILL);
+    keepers[1 - holder].event("holding");
+    let (second, _) = scene.serve("2", json!({}));
+    assert_eq!(visitor::answer(waiting).pid, second.pid());
+}
+
+#[test]
+fn a_fifth_keeper_is_refused() {
+    let scene = Scene::new();
+    let (_first, _) = scene.serve("1", json!({}));
+    let _four: [Keeper; 4] = std::array::from_fn(|_| Keeper::of(&scene, &[]));
+    let fifth = Run::of(&mut ctl(&scene, "keep"));
+    assert_eq!((fifth.code, &fifth.json()["error"]["code"]), (1, &json!("holders")));
+    keepers(&scene, 4);
+}
+
+#[test]
+fn a_new_keeper_replaces_the_old_one_beside_an_owner_and_without_one() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut old = Keeper::of(&scene, &[]);
+    let mut new = Keeper::of(&scene, &["--replace"]);
+    old.event("replaced");
+    assert_eq!(old.run.code(), 0);
+    assert_eq!(keepers(&scene, 1).keepers[0].pid, new.pid());
+    first.kill();
+    new.event("holding");
+    let waiting = TcpStream::connect(&address).unwrap();
+    let mut newest = Keeper::of(&scene, &["--replace"]);
+    new.event("replaced");
+    assert_eq!(new.run.code(), 0);
+    newest.event("holding");
+    let (second, same) = scene.serve("2", json!({}));
+    assert_eq!((visitor::answer(waiting).pid, same), (second.pid(), address));
+}
+
+#[test]
+fn after_a_stop_the_next_start_has_the_listeners_and_a_second_stop_ends_all() {
+    let scene = Scene::new();
+    let unix = scene.path("web.sock");
+    let claims = json!({"claims": [{"kind": "unix", "name": "unix", "address": unix}, {"kind": "tcp", "name": "web", "address": "127.0.0.1:0"}]});
+    let (mut first, address) = scene.serve("1", claims.clone());
+    let mut keeper = Keeper::of(&scene, &[]);
+    let stop = Run::of(&mut ctl(&scene, "stop"));
+    assert_eq!(stop.code, 0, "{}", stop.stdout);
+    assert_eq!((&stop.json()["stopped"], &stop.json()["keeper"]["pid"]), (&json!(true), &json!(keeper.pid())));
+    assert_eq!(first.exit_code(), Some(0));
+    let waiting = TcpStream::connect(&address).unwrap();
+    let (mut second, same) = scene.serve("2", claims);
+    assert_eq!((visitor::answer(waiting).pid, same), (second.pid(), address.clone()));
+    keeper.follows(3);
+    assert_eq!(Run::of(&mut ctl(&scene, "stop")).code, 0);
+    assert_eq!(second.exit_code(), Some(0));
+    assert!(unix.exists());
+    let stop = Run::of(&mut ctl(&scene, "stop"));
+    assert_eq!((stop.code, &stop.json()["keeper"]), (0, &Value::Null), "{}", stop.stdout);
+    assert_eq!(keeper.run.code(), 0);
+    assert!(!unix.exists(), "the last of a family removes its paths");
+    assert_eq!(TcpStream::connect(&address).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_signal_ends_it_beside_an_owner_and_tells_what_is_lost_without_one() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    keeper.run.signal(Signal::SIGTERM);
+    assert_eq!(keeper.run.code(), 0);
+    let mut alone =
+        Running::new(Command::new(CTL).arg("--socket").arg(scene.control()).arg("keep").env_remove("HEIRLOOM_SOCKET"));
+    assert!(alone.line().starts_with("following generation 1: 1 entries"));
+    first.kill();
+    assert!(alone.line().starts_with("nobody serves: holding 1 entries as generation 2"));
+    let _waiting = TcpStream::connect(&address).unwrap();
+    alone.signal(Signal::SIGTERM);
+    assert_eq!(alone.code(), 0);
+    let last = alone.stderr();
+    assert!(last.contains("1 connections that wait are lost"), "{last}");
+    assert!(TcpStream::connect(&address).is_err());
+    let run = Run::of(&mut ctl(&scene, "keep"));
+    assert_eq!((run.code, &run.json()["error"]["code"]), (3, &json!("nobody")));
+}
+
+/// A control path that was removed leads to another listener afterwards: the keeper has that one, too.
+#[test]
+fn a_path_that_was_made_again_is_kept() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    std::fs::remove_file(scene.control()).unwrap();
+    keeper.event("following");
+    first.kill();
+    let waiting = TcpStream::connect(&address).unwrap();
+    let (second, same) = scene.serve("2", json!({}));
+    assert_eq!((visitor::answer(waiting).pid, same), (second.pid(), address));
+}
+
+/// The figures of a keeper that has nothing to do.
+#[test]
+fn an_idle_keeper_is_small_and_wakes_for_nothing() {
+    let scene = Scene::new();
+    let (_first, _) = scene.serve("1", json!({}));
+    let keeper = Keeper::of(&scene, &[]);
+    let pid = keeper.pid();
+    let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let number = |line: &str| {
+        let status = status();
+        let value = status.lines().find_map(|text| text.strip_prefix(line)).unwrap().trim().to_owned();
+        value.trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    // Asleep, and not only about to be.
+    eventually(|| status().contains("State:\tS").then_some(()));
+    let switches = || number("voluntary_ctxt_switches:") + number("nonvoluntary_ctxt_switches:");
+    let settled = eventually(|| {
+        let before = switches();
+        std::thread::sleep(Duration::from_millis(100));
+        (switches() == before).then_some(before)
+    });
+    // What is shown is that nothing happens, so there is no event to wait for.
+    std::thread::sleep(Duration::from_secs(2));
+    let wakes = switches() - settled;
+    let (resident, anonymous) = (number("VmRSS:"), number("RssAnon:"));
+    // Past the harness, which keeps to itself what a test that passes has printed.
+    let line = format!("a keeper: {resident} KiB resident, {anonymous} of its own; {wakes} wake-ups in 2 s\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    assert_eq!(wakes, 0, "{line}");
+    // The pages of the program itself count for RSS, and those of a debug build are many; they are the kernel's to drop.
+    assert!(anonymous < 3 * 1024, "{line}");
+}

@@ -1,0 +1,59 @@
+//! Leaves what this owner has where a rescuer finds it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use log::warn;
+
+use super::Driver;
+use crate::inventory::Inventory;
+use crate::status::Phase;
+use crate::sys;
+
+/// How many entries are written down in no time; with more of them, what the application waits for comes first.
+const AT_ONCE: usize = 256;
+
+/// The inventory of the moment.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// Open, and nothing else is done with it.
+    memfd: Option<OwnedFd>,
+    stale: bool,
+}
+
+impl Kept {
+    /// Something has changed.
+    pub(super) fn is_stale(&mut self) {
+        self.stale = true;
+    }
+}
+
+impl Driver {
+    /// Writes the inventory, where it has changed; `true`: not yet.
+    pub(super) fn leave_inventory(&mut self) -> bool {
+        if !self.inventory.stale || !self.owns() || self.phase() == Phase::HandingOver {
+            return false;
+        }
+        if !self.notices.is_empty() && self.table.len() > AT_ONCE {
+            return true;
+        }
+        self.inventory.stale = false;
+        let Some(control) = self.family.control.as_ref().and_then(|control| sys::socket_cookie(control.as_fd()).ok())
+        else {
+            return false;
+        };
+        let inventory = Inventory {
+            app_version: self.identity().app_version,
+            control,
+            backlog: self.family.backlog,
+            path_inode: self.family.inode,
+            entries: self.table.iter().map(|held| held.entry.clone()).collect(),
+        };
+        match inventory.write() {
+            // The one before is closed when this one is there.
+            Ok(memfd) => self.inventory.memfd = Some(memfd),
+            // A service without it serves as well.
+            Err(error) => warn!("cannot leave a manifest for a rescue: {error}"),
+        }
+        false
+    }
+}
