@@ -127,7 +127,7 @@ fn what_an_offer_announces_is_waited_for_within_limits() {
 /// A commit of ten seconds is waited for that long, and a second more, before byte 1 is passed over.
 #[test]
 fn an_overtaken_successor_is_as_patient_as_its_owner_has_announced() {
-    use successor::{Input, Output};
+    use successor::{Input, Lock, Output};
     for (commit_ms, looks) in [(0, 3), (2_000, 3), (10_000, 11), (u64::MAX, 61)] {
         let hello = Successor::hello(NONCE, Who::default(), Wants::Takeover, None);
         let deadlines = Deadlines::default();
@@ -141,7 +141,7 @@ fn an_overtaken_successor_is_as_patient_as_its_owner_has_announced() {
         let mut looked = 0;
         let bare = loop {
             out.clear();
-            machine.handle(Input::Lock(successor::Lock::Unsettled), &mut out);
+            machine.handle(Input::Lock(Lock::Unsettled), &mut out);
             let bare = out.iter().find_map(|output| match output {
                 Output::TakeLock { bare, .. } => Some(*bare),
                 _ => None,
