@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Client, Error, Hold, Status};
+use heirloom::{Client, Error, Hold, Side, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
-use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
+use crate::follow::{self, Follow, News, PATIENCE, is_ready, owns};
 use crate::hold;
 use crate::json;
 use crate::printer::Printer;
@@ -34,6 +34,8 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 const TAKE_BACK: Duration = Duration::from_secs(5);
 /// How long a rollback may take: the release of the new one and the commit of the old one are in it.
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
+/// How long before the end of a probation the last check is over, so that there is time for a rollback.
+const MARGIN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Result<ExitCode, Failure> {
     let socket = global.socket()?;
@@ -131,6 +133,10 @@ enum Over {
     Unfit(String),
     /// It served, and the old one took the service back.
     RolledBack,
+    /// It served, and gave the service back, for this reason.
+    GivenBack(String),
+    /// So it was, and did not even hear that the service is to go back.
+    Hung(Box<Over>),
 }
 
 /// What an owner is to this run.
@@ -225,13 +231,15 @@ impl Upgrade {
         let check = self.check.take().filter(|_| to.probation.is_some());
         let Some(check) = check else { return self.done(to, 0) };
         self.steps.reach("probation", "");
-        let mut verdict = Verdict::new(&check, &self.socket);
+        let left = to.probation.as_ref().and_then(|probation| probation.left_ms).map(Duration::from_millis);
+        let ends = left.map(|left| Instant::now() + left - (left / 4).min(MARGIN));
+        let mut verdict = Verdict::new(&check, &self.socket, ends);
         loop {
             if let Some(why) = verdict.turn() {
                 return self.take_back(Over::Unfit(why));
             }
             match self.signalled() {
-                Some(Over::Ended(how)) => return Err(self.failed(&Over::EndedLate(how))),
+                Some(Over::Ended(how)) => return Err(self.went_back(Some(how))),
                 Some(over) => return self.take_back(over),
                 None => {}
             }
@@ -239,7 +247,7 @@ impl Upgrade {
                 // Whoever owns now, the new one does not: it is back with the old one, or a third has confirmed it.
                 Ok(Some(News::Status(now))) if owns(&now) && now.generation > to.generation => {
                     if (now.pid, &now.app_version) == (self.from.pid, &self.from.app_version) {
-                        return Err(self.failed(&Over::RolledBack));
+                        return Err(self.went_back(None));
                     }
                     return self.done(to, verdict.runs());
                 }
@@ -249,7 +257,7 @@ impl Upgrade {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => {
                     let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
-                    self.follow.wait(&[signals], Some(verdict.due()))
+                    self.follow.wait(&[signals], verdict.due())
                 }
                 Err(error) => Err(error),
             };
@@ -262,14 +270,49 @@ impl Upgrade {
     /// Gives the service back to the old one. What was started goes by itself, when it has finished what it has in flight.
     fn take_back(mut self, over: Over) -> Result<ExitCode, Failure> {
         self.steps.reach("rolling-back", &over.to_string());
-        let asked = probation::reach(&self.socket, TAKE_BACK_ASKED)
+        // One that hangs is not waited for as long as a rollback may take.
+        let asked = probation::reach(&self.socket, PATIENCE)
+            .and_then(|_| probation::reach(&self.socket, TAKE_BACK_ASKED))
             .and_then(|(mut client, _)| client.roll_back(&over.to_string()));
         self.steps.finish();
         match asked {
             // Where it died on the way, the old one has the service all the same.
             Ok(()) | Err(Error::HungUp) => Err(self.failed(&over)),
+            // Its end frees the lock, and the old one stands by.
+            Err(Error::Deadline { .. }) => {
+                self.session.end(&self.signals)?;
+                Err(self.failed(&Over::Hung(Box::new(over))))
+            }
             Err(error) => Err(self.unknown(&over, &format!("the new one was not rolled back ({error})"))),
         }
+    }
+
+    /// The service is back with the old one, or about to be, and not by this run. The new one has given it back, or has
+    /// ended; a process that ends frees its lock before its end is an event.
+    fn went_back(&mut self, mut ended: Option<Ended>) -> Failure {
+        self.steps.finish();
+        if let Some(reason) = self.reason_of_return() {
+            return self.failed(&Over::GivenBack(reason));
+        }
+        let until = Instant::now() + TAKE_BACK;
+        while ended.is_none() && Instant::now() < until {
+            match self.signalled() {
+                Some(Over::Ended(how)) => ended = Some(how),
+                _ if follow::wait_for(&self.signals, Some(until)).is_err() => break,
+                _ => {}
+            }
+        }
+        self.failed(&ended.map_or(Over::RolledBack, Over::EndedLate))
+    }
+
+    /// Why the service was given back, as the one remembers that has it again.
+    fn reason_of_return(&self) -> Option<String> {
+        let (mut client, owner) = probation::reach(&self.socket, PATIENCE).ok()?;
+        let mut records = client.history().ok()?;
+        let of = |side: &Option<Side>| side.as_ref().and_then(|side| side.generation);
+        records.retain(|record| of(&record.to) == Some(owner.generation));
+        let cause = records.into_iter().find_map(|record| record.cause)?;
+        Some(cause.message).filter(|_| cause.code == "rolled-back")
     }
 
     fn done(mut self, to: &Status, checks: u64) -> Result<ExitCode, Failure> {
@@ -381,7 +424,8 @@ impl Over {
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
             Over::Unfit(_) => "check",
-            Over::RolledBack => "rolled-back",
+            Over::RolledBack | Over::GivenBack(_) => "rolled-back",
+            Over::Hung(over) => over.code(),
         }
     }
 }
@@ -398,6 +442,8 @@ impl fmt::Display for Over {
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),
             Over::Unfit(why) => f.write_str(why),
             Over::RolledBack => f.write_str("the old one has taken the service back"),
+            Over::GivenBack(why) => write!(f, "the new one gave the service back: {}", clean(why)),
+            Over::Hung(over) => write!(f, "{over}; it did not answer any more and was ended"),
         }
     }
 }
