@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Client, Error, Hold, Side, Status};
+use heirloom::{Client, Error, Hold, Phase, Side, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -36,6 +36,12 @@ const TAKE_BACK: Duration = Duration::from_secs(5);
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
 /// How long before the end of a probation the last check is over, so that there is time for a rollback.
 const MARGIN: Duration = Duration::from_secs(1);
+/// How long a program that is not wanted any more may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+/// And one that owns, and hangs: its clients wait for its end.
+const HASTE: Duration = Duration::from_secs(1);
+/// How long a new version that owns, by the word of the old one, may leave the control socket without an answer.
+const SILENT: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Result<ExitCode, Failure> {
     let socket = global.socket()?;
@@ -126,6 +132,8 @@ enum Over {
     /// Takeovers are refused since it was started.
     Held(Hold),
     Late(Duration),
+    /// It owns, on probation, and has not said a word since.
+    Silent,
     Interrupted(Signal),
     Broken(Error),
     EndedLate(Ended),
@@ -155,6 +163,7 @@ enum Whose {
 impl Upgrade {
     fn run(mut self, within: Duration) -> Result<ExitCode, Failure> {
         let until = Instant::now() + within;
+        let mut silent: Option<Instant> = None;
         loop {
             if let Some(over) = self.signalled() {
                 return self.give_up(over);
@@ -165,6 +174,7 @@ impl Upgrade {
                     Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
+                        silent = (status.phase == Phase::StandingBy).then(|| Instant::now() + SILENT);
                         // What cannot be called off any more goes on, hold or not.
                         if let (Some(hold), None) = (status.hold, &status.takeover)
                             && status.generation == self.from.generation
@@ -177,7 +187,11 @@ impl Upgrade {
                 // The old one is gone; what was started may be about to own.
                 Ok(Some(News::Nobody(_))) => Ok(()),
                 Ok(None) if Instant::now() >= until => return self.give_up(Over::Late(within)),
-                Ok(None) => self.follow.wait(&[PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], Some(until)),
+                Ok(None) if silent.is_some_and(|at| Instant::now() >= at) => return self.give_up(Over::Silent),
+                Ok(None) => {
+                    let until = silent.map_or(until, |at| until.min(at));
+                    self.follow.wait(&[PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], Some(until))
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = turn {
@@ -200,8 +214,9 @@ impl Upgrade {
     /// Whose the service is since this began; `None` where it is the old one's, as it was or again.
     fn judge(&mut self, status: &Status) -> Option<Whose> {
         let whose = self.owner_since(status, self.follow.peer_pid())?;
-        // Who listens is told as it was when the connection was made: a newer one knows better.
-        let sure = matches!(whose, Whose::Ours | Whose::Another) || self.doubted == Some(status.generation);
+        // Who listens is told as it was when the connection was made, and one that dies may leave it to the next owner to
+        // answer: a newer connection knows better.
+        let sure = whose == Whose::Another || self.doubted == Some(status.generation);
         if !sure {
             self.doubted = Some(status.generation);
             self.follow.reconnect();
@@ -280,7 +295,7 @@ impl Upgrade {
             Ok(()) | Err(Error::HungUp) => Err(self.failed(&over)),
             // Its end frees the lock, and the old one stands by.
             Err(Error::Deadline { .. }) => {
-                self.session.end(&self.signals)?;
+                self.session.end(&self.signals, HASTE)?;
                 Err(self.failed(&Over::Hung(Box::new(over))))
             }
             Err(error) => Err(self.unknown(&over, &format!("the new one was not rolled back ({error})"))),
@@ -362,7 +377,8 @@ impl Upgrade {
                 Err(_) => {}
             }
         }
-        self.session.end(&self.signals)?;
+        let grace = if matches!(over, Over::Silent) { HASTE } else { GRACE };
+        self.session.end(&self.signals, grace)?;
         Err(self.failed(&over))
     }
 
@@ -375,17 +391,16 @@ impl Upgrade {
             self.printer.line("---");
         }
         let mut fresh = Follow::new(&self.socket);
-        let mut held = None;
+        let (mut held, mut had_owned) = (None, false);
         let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
             Ok(now) => {
                 held.clone_from(&now.hold);
                 let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };
+                had_owned = is_old && self.wish.is_some() && now.generation > self.from.generation;
                 let does = match now.phase {
-                    _ if is_old && is_ready(&now) && self.wish.is_some() && now.generation > self.from.generation => {
-                        format!("serves again as generation {}", now.generation)
-                    }
+                    _ if had_owned && is_ready(&now) => format!("serves again as generation {}", now.generation),
                     _ if is_old && is_ready(&now) => "still serves".to_owned(),
                     _ if is_ready(&now) => format!("serves as generation {}", now.generation),
                     phase => format!("owns the service, phase {phase}"),
@@ -395,9 +410,14 @@ impl Upgrade {
             Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
             Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
         };
-        // It has heard so before this process has.
-        let held = held.filter(|_| matches!(over, Over::Ended(_))).map(Over::Held);
-        let over = held.as_ref().unwrap_or(over);
+        let over = match (over, held) {
+            // It has heard so before this process has.
+            (Over::Ended(_), Some(hold)) if !had_owned => &Over::Held(hold),
+            (Over::Ended(how), _) if had_owned => {
+                &self.reason_of_return().map_or(Over::EndedLate(*how), Over::GivenBack)
+            }
+            _ => over,
+        };
         let hint = if tail.is_empty() {
             "it wrote nothing to its log".to_owned()
         } else {
@@ -420,7 +440,7 @@ impl Over {
             Over::Ended(_) | Over::EndedLate(_) => "ended",
             Over::Overtaken => "overtaken",
             Over::Held(_) => "held",
-            Over::Late(_) => "deadline",
+            Over::Late(_) | Over::Silent => "deadline",
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
             Over::Unfit(_) => "check",
@@ -438,6 +458,7 @@ impl fmt::Display for Over {
             Over::Overtaken => f.write_str("another process took the service over first"),
             Over::Held(hold) => write!(f, "takeovers are held: {}", held(hold)),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
+            Over::Silent => f.write_str("the new one owned the service and did not answer"),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),
             Over::Unfit(why) => f.write_str(why),
