@@ -22,7 +22,7 @@
 //! Both print the matrix, as `held/reached` for each call and fault.
 
 mod cell;
-mod crowd;
+pub(crate) mod crowd;
 mod fault;
 mod player;
 mod point;
