@@ -33,7 +33,7 @@ const fn call(name: &'static str, errors: &'static [&'static str]) -> Call {
 }
 
 /// Every call that the thread of a handoff makes in a takeover, but those in [`ASIDE`]; a test holds it against strace.
-pub(crate) const CALLS: [Call; 30] = [
+pub(crate) const CALLS: [Call; 32] = [
     call("accept4", &["EMFILE", "ECONNABORTED", "ENOMEM"]),
     // Linux frees the descriptor whatever close(2) says; strace could only keep it open, which no kernel does.
     call("close", &[]),
@@ -58,6 +58,7 @@ pub(crate) const CALLS: [Call; 30] = [
     call("pread64", &["EIO", "EINTR"]),
     call("prlimit64", &["EPERM"]),
     call("pwrite64", &["EIO", "ENOSPC", "EINTR"]),
+    call("recvfrom", &["ENOMEM", "EINTR"]),
     // No ECONNRESET here and no EPIPE below: the kernel gives them where the other side has closed, which kills do. No
     // EAGAIN: it comes with an event when that has passed, which strace cannot send.
     call("recvmsg", &["ENOMEM", "EINTR"]),
@@ -65,6 +66,7 @@ pub(crate) const CALLS: [Call; 30] = [
     call("sendto", &["ENOBUFS", "ENOMEM", "EINTR"]),
     call("setsockopt", &["ENOPROTOOPT", "ENOMEM"]),
     call("socket", &["EMFILE", "ENOBUFS"]),
+    call("socketpair", &["EMFILE", "ENOMEM"]),
     call("statx", &["EIO", "EACCES"]),
     call("timerfd_create", &["EMFILE"]),
     // There is nothing that it could fail with when its arguments are right.
@@ -73,13 +75,14 @@ pub(crate) const CALLS: [Call; 30] = [
 ];
 
 /// Calls that are no points: they touch nothing that another process sees, or are the puppet's own.
-pub(crate) const ASIDE: [(&str, &str); 13] = [
+pub(crate) const ASIDE: [(&str, &str); 14] = [
     ("brk", "memory"),
     ("exit_group", "the end, which the kernel carries out whatever happens"),
     ("futex", "threads"),
     ("getpid", "looks at this process"),
     ("geteuid", "looks at this process"),
     ("gettid", "looks at this process"),
+    ("ioctl", "whether the last word has been read, asked as often as that takes"),
     ("mmap", "memory"),
     ("munmap", "memory"),
     ("poll", "the puppet's loop"),
