@@ -33,7 +33,7 @@ const fn call(name: &'static str, errors: &'static [&'static str]) -> Call {
 }
 
 /// Every call that the thread of a handoff makes in a takeover, but those in [`ASIDE`]; a test holds it against strace.
-pub(crate) const CALLS: [Call; 32] = [
+pub(crate) const CALLS: [Call; 33] = [
     call("accept4", &["EMFILE", "ECONNABORTED", "ENOMEM"]),
     // Linux frees the descriptor whatever close(2) says; strace could only keep it open, which no kernel does.
     call("close", &[]),
@@ -52,6 +52,7 @@ pub(crate) const CALLS: [Call; 32] = [
     call("inotify_add_watch", &["ENOSPC"]),
     call("inotify_init1", &["EMFILE"]),
     call("listen", &["EADDRINUSE"]),
+    call("memfd_create", &["EMFILE", "ENOMEM"]),
     call("newfstatat", &["EIO"]),
     call("openat", &["EMFILE", "EACCES", "ENOENT"]),
     call("pidfd_open", &["EMFILE", "ENOSYS"]),
