@@ -555,7 +555,7 @@ impl Actor {
                         }
                         Ok(Drained::Resumed(serving)) => {
                             tell("resumed", json!({"generation": serving.generation()}));
-                            self.accepting = true;
+                            self.accepting = self.options["accept"].as_bool().unwrap_or(true);
                             self.stage = Stage::Serving(serving);
                             self.serve();
                         }
@@ -616,11 +616,12 @@ impl Actor {
             }
             Event::StandBy => {
                 self.accepting = false;
+                self.service.iter_mut().for_each(Service::leave);
                 tell("stand-by", json!({}));
             }
             Event::Resume => {
                 tell("resume", json!({"generation": self.serving().generation()}));
-                self.accepting = true;
+                self.accepting = self.options["accept"].as_bool().unwrap_or(true);
                 self.serve();
             }
             Event::Leave(reason) => {

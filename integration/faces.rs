@@ -325,6 +325,100 @@ mod with_mio {
         assert!(web.accept().is_ok());
         drop((waiting, lease));
     }
+
+    /// The next event of the handoff; connections that come meanwhile stay where they are.
+    fn event(serving: &mut Serving, poll: &mut Poll, events: &mut Events) -> Event {
+        loop {
+            if let Some(event) = serving.process().unwrap() {
+                return event;
+            }
+            wait(poll, events);
+        }
+    }
+
+    /// The whole of a state.
+    fn count(serving: &mut Serving) -> String {
+        let mut text = String::new();
+        serving.take_state("count", 1..=1).unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn release_with(serving: &mut Serving, count: &str) {
+        let mut snapshot = serving.snapshot().unwrap();
+        snapshot.write_all(count.as_bytes()).unwrap();
+        serving.released_with(snapshot).unwrap();
+    }
+
+    /// A probation comes as events, and so does its end: back, with the state as it is by then, and forwards.
+    #[test]
+    fn a_probation_comes_as_events_and_so_does_its_end() {
+        let scene = Scene::new();
+        let begin = |version: &str| handoff(&scene, version).state("count", 1).probation(Duration::from_secs(600));
+        let mut starting = begin("1").start().unwrap();
+        let mut web = heirloom::mio::Listener(starting.tcp_listener("web", "127.0.0.1:0").unwrap());
+        let address = web.local_addr().unwrap();
+        let mut first = starting.ready().unwrap();
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(16));
+        poll.registry().register(&mut first, HANDOFF, Interest::READABLE).unwrap();
+        poll.registry().register(&mut web, WEB, Interest::READABLE).unwrap();
+
+        for (back, given, kept) in [(true, "41", "42"), (false, "42", "43")] {
+            let (ready, is_ready) = channel();
+            let joining = begin("2");
+            let second = thread::spawn(move || {
+                let mut starting = joining.start().unwrap();
+                let web = starting.tcp_listener("web", "127.0.0.1:0").unwrap();
+                let mut second = starting.ready().unwrap();
+                assert_eq!(count(&mut second), given);
+                // The one connection of its probation.
+                ready.send(()).unwrap();
+                let (mut stream, _) = second.accept(&web).unwrap().unwrap();
+                stream.write_all(b"2").unwrap();
+                drop(stream);
+                if !back {
+                    second.confirm().unwrap();
+                    return Some(second);
+                }
+                second.give_back("test").unwrap();
+                assert_eq!(second.wait().unwrap(), Event::Release);
+                release_with(&mut second, kept);
+                assert_eq!(second.wait().unwrap(), Event::Leave(Reason::RolledBack));
+                let Drained::Done(_) = second.drain().unwrap() else { panic!("resumed") };
+                None
+            });
+            assert_eq!(event(&mut first, &mut poll, &mut events), Event::Release);
+            release_with(&mut first, given);
+            assert_eq!(event(&mut first, &mut poll, &mut events), Event::StandBy);
+            assert!(first.stands_by() && !first.is_owner());
+            poll.registry().deregister(&mut web).unwrap();
+            is_ready.recv().unwrap();
+            assert_eq!(ask(address), "2");
+            let end = event(&mut first, &mut poll, &mut events);
+            let second = second.join().unwrap();
+            if !back {
+                assert_eq!(end, Event::Leave(Reason::Successor));
+                let Drained::Done(_) = first.drain().unwrap() else { panic!("resumed") };
+                drop(second);
+                return;
+            }
+            assert_eq!(end, Event::Resume);
+            assert!(first.is_owner());
+            assert_eq!(count(&mut first), kept);
+            // Registered anew, a connection that has waited is reported.
+            let client = thread::spawn(move || ask(address));
+            poll.registry().register(&mut web, WEB, Interest::READABLE).unwrap();
+            let mut stream = loop {
+                wait(&mut poll, &mut events);
+                assert_eq!(first.process().unwrap(), None);
+                if let Ok((stream, _)) = web.accept() {
+                    break stream;
+                }
+            };
+            stream.write_all(b"1").unwrap();
+            drop(stream);
+            assert_eq!(client.join().unwrap(), "1");
+        }
+    }
 }
 
 mod with_tokio {

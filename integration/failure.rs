@@ -257,6 +257,57 @@ fn the_successor_dies_while_the_predecessor_drains() {
     serves_on_and_hands_over_with_a_lease(&scene, &mut first, &address);
 }
 
+/// Five owners die under load while the first still drains: whoever starts next gets the listeners from that one.
+#[test]
+fn a_third_process_gets_the_listeners_from_a_drainer_whose_successor_died() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({"drain_ms": 60_000}));
+    first.ask(json!({"do": "lease"}));
+    let (mut owner, _) = scene.serve("2", json!({}));
+    first.event("leave");
+    let load = visitor::Load::on(&address);
+    for generation in [4, 6, 8, 10, 12] {
+        load.flows(50);
+        owner.kill();
+        let (mut next, same) = scene.serve("3", json!({}));
+        assert_eq!(same, address);
+        assert_eq!(next.ask(json!({"do": "report"}))["ok"]["entries"]["web"]["outcome"], "adopted");
+        assert_eq!(first.event("resumed")["generation"], generation - 1);
+        assert_eq!(first.event("leave")["reason"], "successor");
+        assert_eq!(scene.status().generation, generation);
+        owner = next;
+    }
+    load.flows(50);
+    let tally = load.stop();
+    assert_eq!((tally.refused, &tally.other), (0, &Vec::new()), "{tally:?}");
+    // What a killed process had accepted is its own loss, one connection at a time.
+    assert!(tally.cut + tally.reset <= 5, "{tally:?}");
+    first.ask(json!({"do": "end-lease"}));
+    assert_eq!(first.exit_code(), Some(0));
+    assert_eq!(visit(&address).pid, owner.pid());
+}
+
+/// When it goes on, the end of its drain and that of its successor are both due: the listeners are not closed before a look
+/// at the lock.
+#[test]
+fn a_drainer_that_wakes_past_its_deadline_finds_its_successor_dead() {
+    let scene = Scene::new();
+    let drain = Duration::from_millis(300);
+    let (mut first, address) = scene.serve("1", json!({"drain_ms": drain.as_millis() as u64}));
+    first.ask(json!({"do": "lease"}));
+    let (mut second, _) = scene.serve("2", json!({"accept": false}));
+    first.event("leave");
+    first.freeze();
+    second.kill();
+    let waiting = std::net::TcpStream::connect(&address).unwrap();
+    // What is waited for is a deadline of a process that cannot tell of it.
+    std::thread::sleep(drain);
+    first.thaw();
+    assert_eq!(first.event("resumed")["generation"], 3);
+    assert_eq!(visitor::answer(waiting).pid, first.pid());
+    serves_on_and_hands_over_with_a_lease(&scene, &mut first, &address);
+}
+
 #[track_caller]
 fn serves_on_and_hands_over_with_a_lease(scene: &Scene, owner: &mut Puppet, address: &str) {
     let (next, _) = scene.serve("next", json!({}));

@@ -7,6 +7,7 @@
 
 mod actor;
 mod bad_input;
+mod broken;
 mod compared;
 mod ctl;
 mod descriptors;

@@ -75,6 +75,36 @@ fn a_successor_that_is_killed_on_probation_costs_nobody_a_connection() {
     assert_eq!(visit(&address).pid, third.pid());
 }
 
+/// How long a service is away whose owner is killed on probation. It is printed and held against nothing: it is the
+/// machine's.
+#[test]
+fn from_the_kill_to_the_first_answer() {
+    const ROUNDS: usize = 20;
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut times: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let (mut second, _) = scene.serve("2", json!({"probation_ms": LONG, "accept": false}));
+            first.event("stand-by");
+            let waiting = TcpStream::connect(&address).unwrap();
+            let killed = Instant::now();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(second.pid() as i32), nix::sys::signal::SIGKILL).unwrap();
+            assert_eq!(answer(waiting).pid, first.pid());
+            let time = killed.elapsed();
+            first.event("resume");
+            second.kill();
+            time
+        })
+        .collect();
+    times.sort();
+    let [shortest, median, longest] = [0, ROUNDS / 2, ROUNDS - 1].map(|at| times[at].as_secs_f64() * 1000.0);
+    let line = format!(
+        "from kill -9 on probation to the first answer: {median:.2} ms in the median of {ROUNDS}, {shortest:.2} to {longest:.2} ms\n"
+    );
+    // Past the harness, which keeps to itself what a test that passes has printed.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+}
+
 #[test]
 fn the_time_confirms() {
     let scene = Scene::new();
@@ -128,6 +158,12 @@ fn a_call_and_a_client_roll_back() {
         let answer = visit(&address);
         assert_eq!((answer.pid, answer.generation), (first.pid(), 3));
         assert!(first.log().contains("too slow"));
+        let back = scene.client().history().unwrap().pop().unwrap();
+        let cause = back.cause.unwrap();
+        assert_eq!(
+            (back.outcome.as_str(), cause.code.as_str(), cause.message.as_str()),
+            ("resumed", "rolled-back", "too slow")
+        );
         assert_eq!(code(&scene.client().roll_back("again").unwrap_err()), "no-probation");
         let status = scene.status();
         assert_eq!((status.phase, status.generation), (Phase::Serving, 3));
@@ -363,6 +399,23 @@ fn connections_of_before_are_kept_through_a_rollback() {
     first.event("leave");
     first.ask(json!({"do": "end-lease"}));
     assert_eq!(first.exit_code(), Some(0));
+}
+
+/// A process that gave the service back and still drains may own once more: it knows of a hold that came since.
+#[test]
+fn a_hold_after_a_rollback_outlives_the_one_that_took_the_service_back() {
+    let scene = Scene::new();
+    let (mut first, mut second, address) = on_probation(&scene, &probation());
+    second.ask(json!({"do": "lease"}));
+    scene.client().roll_back("test").unwrap();
+    first.event("resume");
+    second.event("leave");
+    scene.client().hold("an incident", None).unwrap();
+    eventually(|| second.log().contains("takeovers are refused: an incident").then_some(()));
+    first.kill();
+    second.event("resumed");
+    assert_eq!(scene.status().hold.unwrap().reason, "an incident");
+    assert_eq!(visit(&address).pid, second.pid());
 }
 
 /// A Unix listener that the successor did not want is still there for the one that comes back.

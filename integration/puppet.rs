@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::actor;
+use crate::{actor, broken};
 
 /// No step of a test takes as long, on any machine; it only ends those that would never end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,13 +28,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const ROLE: &str = "HEIRLOOM_PUPPET";
 
 /// What makes the test binary run nothing but [`entry`].
-const ENTRY: [&str; 4] = ["--exact", "puppet::entry", "--nocapture", "--test-threads=1"];
+pub(crate) const ENTRY: [&str; 4] = ["--exact", "puppet::entry", "--nocapture", "--test-threads=1"];
 
 /// No test: the process behind a [`Puppet`].
 #[test]
 fn entry() {
     match std::env::var(ROLE).as_deref() {
         Ok("child") => actor::tell_descriptors(),
+        Ok(broken::ROLE) => broken::run(),
+        Ok(broken::CHECK) => broken::check(),
         Ok(_) => actor::run(),
         Err(_) => {}
     }

@@ -589,7 +589,7 @@ pub(crate) mod sys {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn drop_text_pages() {}
+    pub(crate) fn drop_file_pages() {}
 
     pub(crate) fn random() -> io::Result<u64> {
         Ok(std::hash::RandomState::new().build_hasher().finish())

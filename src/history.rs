@@ -50,7 +50,8 @@ pub struct StepTime {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Cause {
-    /// A code of a refusal or of an abort ([`protocol`](crate::protocol#codes)), or `died`, `link-lost`, `predecessor-died`.
+    /// A code of a refusal or of an abort ([`protocol`](crate::protocol#codes)), or `died`, `link-lost`,
+    /// `predecessor-died`, `rolled-back`.
     pub code: String,
     /// One sentence for a person, cut to 256 bytes.
     #[serde(default)]

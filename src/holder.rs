@@ -89,11 +89,11 @@ impl Holder {
         self.holding.status()
     }
 
-    /// Gives memory back that the kernel can bring again by itself: the pages of program text that this process does not
-    /// run at the moment. For a process that is a holder and nothing else, after each event; others would run slower for
+    /// Gives memory back that the kernel can bring again by itself: the pages of its program that this process does not use
+    /// at the moment. For a process that is a holder and nothing else, after each event; others would run slower for
     /// a moment.
     pub fn trim(&self) {
-        sys::drop_text_pages();
+        sys::drop_file_pages();
     }
 
     /// A handle that asks this process to leave, from any thread.

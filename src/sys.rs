@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "the one file that may; see the layer test")]
 
-use std::io;
+use std::io::{self, BufRead};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -252,22 +252,32 @@ pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> 
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, pending)
 }
 
-/// Gives back the pages of program text that this process has mapped: they are in the file, and the kernel maps them again
-/// one by one as they are run.
-pub(crate) fn drop_text_pages() {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for line in maps.lines() {
+/// Gives back the pages of programs and libraries that this process has mapped and not changed: they are in the file, and
+/// the kernel maps them again one by one as they are used.
+pub(crate) fn drop_file_pages() {
+    let Ok(file) = std::fs::File::open("/proc/self/smaps") else { return };
+    let mut range = None;
+    for line in io::BufReader::new(file).lines().map_while(Result::ok) {
         let mut fields = line.split_ascii_whitespace();
-        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
-        // Nothing else: what is only readable may have been relocated, and that is not in the file.
-        if mode != "r-xp" || !fields.nth(3).is_some_and(|path| path.starts_with('/')) {
-            continue;
+        match (fields.next(), fields.next()) {
+            // What was relocated, and is only readable since, is not in the file.
+            (Some("Anonymous:" | "Swap:"), Some(amount)) if amount != "0" => range = None,
+            // The last word on a mapping (proc_pid_smaps(5)).
+            (Some("VmFlags:"), _) => {
+                let Some((start, end)) = range.take() else { continue };
+                let start = std::ptr::without_provenance_mut(start);
+                // SAFETY: a private mapping of a file that cannot be written through, and of which no page is a copy, keeps
+                // nothing that is not in the file, so each page reads the same after it is mapped again (madvise(2)).
+                unsafe { libc::madvise(start, end - start.addr(), libc::MADV_DONTNEED) };
+            }
+            (Some(word), Some("r--p" | "r-xp")) if fields.nth(3).is_some_and(|path| path.starts_with('/')) => {
+                let ends = word.split_once('-');
+                let number = |text| usize::from_str_radix(text, 16).ok();
+                range = ends.and_then(|(start, end)| Some((number(start)?, number(end)?)));
+            }
+            (Some(word), Some(_)) if !word.ends_with(':') => range = None,
+            _ => {}
         }
-        let Some((start, end)) = range.split_once('-') else { continue };
-        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else { continue };
-        // SAFETY: a private mapping of a file that cannot be written through and is not position dependent keeps nothing
-        // that is not in the file, so each page reads the same after it is mapped again (madvise(2)).
-        unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
     }
 }
 

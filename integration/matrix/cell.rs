@@ -1,4 +1,4 @@
-//! One run: a takeover under load with one fault at one point, and what must hold afterwards.
+//! One run: a takeover, or what may come after it, under load with one fault at one point, and what must hold afterwards.
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::crowd::{Accepted, Crowd, Lost};
 use super::fault::Fault;
+use super::play::Play;
 use super::player::Player;
 use super::point::{Point, Side};
 use crate::actor::EXITED;
@@ -19,26 +20,28 @@ use crate::visitor;
 
 /// How often a state is looked at that no event tells of.
 pub(super) const LOOK: Duration = Duration::from_millis(5);
+/// Longer than any run takes, in milliseconds.
+const PROBATION: u64 = 600_000;
 /// How long a successor is waited for that does not notice the end of its predecessor.
 const NOTICED: Duration = Duration::from_millis(500);
 
 /// What came of a run in which everything held.
 pub(crate) enum Held {
-    /// The fault came; in a word, how the takeover went.
+    /// The fault came; in a word, how the run went.
     Reached(&'static str),
-    /// The takeover was over before the call had been made so often.
+    /// The run was over before the call had been made so often.
     NotReached,
 }
 
 /// Runs a cell. Whatever does not hold is a panic, with what the processes said.
-pub(crate) fn run(point: Point, fault: Fault) -> Held {
-    let mut cell = Cell::set_up();
+pub(crate) fn run(play: Play, point: Point, fault: Fault) -> Held {
+    let mut cell = Cell::set_up(play);
     let strace = inject(cell.victim(point.side).thread, point, fault).unwrap();
-    let lines = cell.take_over(point.side, fault, strace);
+    let lines = cell.perform(point.side, fault, strace);
     cell.reached |= cell.has_ended_by(point.side, fault);
     let reached = cell.reached;
     // What a filter hides is not to be concluded from.
-    let sent = point.call.only.is_none().then(|| lines.iter().any(|line| has_sent(line)));
+    let sent = point.call.only.is_none().then(|| cell.has_sent(&lines));
     let how = cell.judge(point.side, fault, sent);
     if reached { Held::Reached(how) } else { Held::NotReached }
 }
@@ -57,12 +60,13 @@ fn inject(thread: u64, point: Point, fault: Fault) -> Result<Strace, String> {
     Strace::attach(thread, &arguments)
 }
 
-/// Counts the calls that each side makes in a takeover where nothing happens. Those of the puppet itself are in it, too.
-pub(crate) fn count(side: Side) -> Result<BTreeMap<String, u32>, String> {
-    let mut cell = Cell::set_up();
+/// Counts the calls that each side makes where nothing happens. Those of the puppet itself are in it, too.
+pub(crate) fn count(play: Play, side: Side) -> Result<BTreeMap<String, u32>, String> {
+    let mut cell = Cell::set_up(play);
     let strace = Strace::attach(cell.victim(side).thread, &["-y"])?;
-    let lines = cell.take_over(side, Fault::DelayEnter, strace);
-    cell.judge(side, Fault::DelayEnter, Some(lines.iter().any(|line| has_sent(line))));
+    let lines = cell.perform(side, Fault::DelayEnter, strace);
+    let sent = Some(cell.has_sent(&lines));
+    cell.judge(side, Fault::DelayEnter, sent);
     let mut counts = BTreeMap::new();
     for line in lines {
         let Some((name, arguments)) = line.split_once('(').filter(|(name, _)| name.chars().all(is_of_a_name)) else {
@@ -87,6 +91,7 @@ fn has_sent(line: &str) -> bool {
 
 /// The processes of a run and their clients.
 struct Cell {
+    play: Play,
     scene: Scene,
     players: Vec<Player>,
     address: String,
@@ -103,8 +108,8 @@ const FIRST: usize = 0;
 const SECOND: usize = 1;
 
 impl Cell {
-    /// An owner under load, and its successor, which has not begun.
-    fn set_up() -> Cell {
+    /// An owner under load, and its successor: it has not begun, or is on probation.
+    fn set_up(play: Play) -> Cell {
         let scene = Scene::new();
         std::fs::create_dir(scene.path("accepted")).unwrap();
         let mut first = Player::new(&scene, 1);
@@ -113,29 +118,66 @@ impl Cell {
         let [address, queue] = ["web", "queue"].map(|name| serving["addresses"][name].as_str().unwrap().to_owned());
         first.state();
         let owning = first.kinds();
-        let second = Player::new(&scene, 2);
+        let mut second = Player::new(&scene, 2);
+        if play != Play::Takeover {
+            second.begin(&scene, "2", json!({"probation_ms": PROBATION}));
+            let end = Instant::now() + PATIENCE;
+            while !first.puppet.has_said("stand-by") || !second.puppet.has_said("serving") {
+                assert!(Instant::now() < end && !second.failed(), "no probation");
+                thread::sleep(LOOK);
+            }
+        }
         let waiting = TcpStream::connect(queue).unwrap();
         let crowd = Crowd::on(&address);
         crowd.flows(2);
-        Cell { scene, players: vec![first, second], address, owning, crowd, waiting, reached: false }
+        let mut players = vec![first, second];
+        for player in &mut players {
+            // Whatever it still had to do before the part that is looked at.
+            player.state();
+        }
+        Cell { play, scene, players, address, owning, crowd, waiting, reached: false }
+    }
+
+    /// Whether the descriptors have left the predecessor.
+    fn has_sent(&self, lines: &[String]) -> bool {
+        self.play != Play::Takeover || lines.iter().any(|line| has_sent(line))
     }
 
     fn victim(&mut self, side: Side) -> &mut Player {
         &mut self.players[index(side)]
     }
 
-    /// The takeover with its fault, until everybody has decided; gives what strace saw.
-    fn take_over(&mut self, side: Side, fault: Fault, mut strace: Strace) -> Vec<String> {
-        let victim = index(side);
-        if side == Side::Successor {
-            // As long as the predecessor drains, it is the one that takes the service back.
-            let first = &mut self.players[FIRST];
-            first.puppet.ask(json!({"do": "lease"}));
-            first.lease = true;
+    /// What brings the part about that is looked at.
+    fn begin(&mut self, side: Side) {
+        let leaves = match self.play {
+            Play::Takeover | Play::Confirm => Some(FIRST),
+            Play::Rollback => Some(SECOND),
+            Play::Death => None,
+        };
+        if let Some(leaves) = leaves.filter(|leaves| *leaves != index(side)) {
+            // As long as it drains, it is the one that takes the service back.
+            let player = &mut self.players[leaves];
+            player.puppet.ask(json!({"do": "lease"}));
+            player.lease = true;
         }
-        // The start is short: after the deadline that passes first it is not tried again.
-        self.players[SECOND].begin(&self.scene, "2", json!({"start_ms": 3000}));
-        let mut over = Over::default();
+        let second = &mut self.players[SECOND];
+        match self.play {
+            // The start is short: after the deadline that passes first it is not tried again.
+            Play::Takeover => second.begin(&self.scene, "2", json!({"start_ms": 3000})),
+            Play::Confirm => second.order(json!({"do": "confirm"})),
+            Play::Rollback => second.order(json!({"do": "give-back", "reason": "test"})),
+            Play::Death => {
+                second.puppet.kill();
+                second.killed = true;
+            }
+        }
+    }
+
+    /// The part with its fault, until everybody has decided; gives what strace saw.
+    fn perform(&mut self, side: Side, fault: Fault, mut strace: Strace) -> Vec<String> {
+        let victim = index(side);
+        self.begin(side);
+        let mut over = Over::of(self.play);
         let stops = matches!(fault, Fault::Stop | Fault::Late | Fault::Pause);
         if !strace.says_or(fault.mark(), || over.look(&mut self.players)) || !stops {
             strace.until(|_| over.look(&mut self.players));
@@ -179,6 +221,18 @@ impl Cell {
 
     /// The predecessor is stopped: the successor comes to an end of its attempt, and where it owns, so does a third.
     fn without_the_predecessor(&mut self) {
+        match self.play {
+            Play::Takeover => {}
+            // Whether it owns or waits for the lock, the other one serves; unless it has been told to leave, or is dead.
+            Play::Confirm | Play::Rollback | Play::Death => {
+                if !self.players[SECOND].killed
+                    && self.players[SECOND].state().is_some_and(|it| it["stage"] == "serving")
+                {
+                    self.is_served();
+                }
+                return;
+            }
+        }
         let second = &mut self.players[SECOND];
         let end = Instant::now() + PATIENCE;
         while !second.failed() && !second.puppet.has_said("serving") {
@@ -209,8 +263,12 @@ impl Cell {
                 third.begin(&self.scene, "3", json!({}));
             }
             let state = self.players[FIRST].state();
-            let leaves = state
-                .is_none_or(|state| state["stage"] == "draining" || state["status"]["takeover"]["step"] == "silent");
+            let leaves = state.is_none_or(|state| {
+                let phase = &state["status"]["phase"];
+                state["stage"] == "draining"
+                    || state["status"]["takeover"]["step"] == "silent"
+                    || phase == "standing-by"
+            });
             if leaves && !third.puppet.has_said("serving") && !self.players[FIRST].puppet.has_said("resumed") {
                 break;
             }
@@ -233,6 +291,11 @@ impl Cell {
             self.players[player].state().is_some_and(|state| state["owner"] == true),
             "it served, and does not own"
         );
+        self.is_served();
+    }
+
+    /// A new connection is.
+    fn is_served(&self) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         std::io::Write::write_all(&mut stream, crate::service::ONCE.as_bytes()).unwrap();
         visitor::answer(stream);
@@ -242,9 +305,9 @@ impl Cell {
     fn judge(mut self, side: Side, fault: Fault, sent: Option<bool>) -> &'static str {
         let victim = index(side);
         self.players[victim].killed |= self.reached && fault.ends();
-        self.players[FIRST].end_lease();
+        self.players[..=SECOND].iter_mut().for_each(Player::end_lease);
         let owner = self.settle();
-        self.ends_are_as_they_should_be(fault);
+        self.ends_are_as_they_should_be(victim, fault);
         let Some(owner) = owner else {
             self.died_with_the_victim(side, sent);
             return self.start_anew();
@@ -308,9 +371,10 @@ impl Cell {
     /// successor, after the predecessor had left.
     fn died_with_the_victim(&mut self, side: Side, sent: Option<bool>) {
         assert!(self.players[index(side)].killed, "nobody was killed, and the listeners are gone");
-        let alone = match side {
-            Side::Predecessor => sent.is_none_or(|sent| !sent) || self.players[SECOND].gave_up,
-            Side::Successor => self.players[FIRST].state().is_none(),
+        let alone = match (self.play, side) {
+            (Play::Takeover, Side::Predecessor) => sent.is_none_or(|sent| !sent) || self.players[SECOND].gave_up,
+            (_, Side::Predecessor) => self.players[SECOND].killed || self.players[SECOND].state().is_none(),
+            (_, Side::Successor) => self.players[FIRST].state().is_none(),
         };
         assert!(alone, "the listeners are gone, though another process had them");
     }
@@ -342,7 +406,8 @@ impl Cell {
             let rests = |state: &Value| {
                 state["stage"] == "idle" || (state["stage"] == "serving" && state["status"]["takeover"].is_null())
             };
-            if owners.len() == 1 && states.iter().flatten().all(rests) {
+            let stands_by = |state: &Value| state["status"]["phase"] == "standing-by";
+            if owners.len() == 1 && states.iter().flatten().all(|state| rests(state) && !stands_by(state)) {
                 let serving = states.iter().flatten().filter(|state| state["stage"] == "serving").count();
                 assert_eq!(serving, 1, "one owns, and another serves: {states:?}");
                 return Some(owners[0]);
@@ -350,14 +415,23 @@ impl Cell {
             if states.iter().flatten().all(|state| state["stage"] == "idle") {
                 return None;
             }
+            if let [owner] = owners[..]
+                && states[owner].as_ref().is_some_and(|state| rests(state) && !state["status"]["probation"].is_null())
+            {
+                // It came to nothing, and the probation goes on: here it ends.
+                self.players[owner].order(json!({"do": "confirm"}));
+            }
             assert!(Instant::now() < end, "it never settles: {states:?}");
             thread::sleep(LOOK);
         }
     }
 
-    /// How the takeover went, in a word.
+    /// How it went, in a word.
     fn how(&mut self, owner: usize) -> &'static str {
         let failed = self.players[SECOND].failed();
+        if self.play != Play::Takeover {
+            return ["the predecessor owns", "the successor owns", "a third owns"][owner.min(SECOND + 1)];
+        }
         match owner {
             FIRST if failed => "the successor gave up",
             FIRST => "the predecessor serves on",
@@ -367,11 +441,11 @@ impl Cell {
     }
 
     /// Whoever was not killed either lives, or has left with 0 after a drain.
-    fn ends_are_as_they_should_be(&mut self, fault: Fault) {
+    fn ends_are_as_they_should_be(&mut self, victim: usize, fault: Fault) {
         for (at, player) in self.players.iter_mut().enumerate() {
             if player.killed {
                 let end = player.puppet.end();
-                assert!(fault != Fault::Exit || end.code() == Some(EXITED), "{end}");
+                assert!(fault != Fault::Exit || at != victim || end.code() == Some(EXITED), "{end}");
             } else if player.state().is_none() {
                 let end = player.puppet.end();
                 assert!(end.success(), "number {} was not killed, and ended with {end}", at + 1);
@@ -387,22 +461,33 @@ fn index(side: Side) -> usize {
     }
 }
 
-/// Whether the takeover has come to an end, one way or the other, as far as the two say so by themselves: a question
-/// would be a call more.
-#[derive(Default)]
+/// Whether it has come to an end, one way or the other, as far as the two say so by themselves: a question would be a call
+/// more.
 struct Over {
-    /// When the predecessor had left.
+    play: Play,
+    /// When the one that leaves had left.
     left: Option<Instant>,
 }
 
 impl Over {
+    fn of(play: Play) -> Over {
+        Over { play, left: None }
+    }
+
     fn look(&mut self, players: &mut [Player]) -> bool {
         let (first, second) = players.split_at_mut(SECOND);
         let (first, second) = (&mut first[FIRST], &mut second[0]);
+        match self.play {
+            Play::Takeover | Play::Confirm => {}
+            Play::Rollback => return self.went_back(first, second),
+            Play::Death => return first.puppet.is_over() || first.puppet.has_said("resume") && first.is('S'),
+        }
         if second.failed() || second.puppet.is_over() || first.puppet.has_said("failed") {
             return true;
         }
-        let serves = second.puppet.has_said("serving");
+        // On probation it has served all along.
+        let leaves = self.play != Play::Confirm || first.puppet.has_said("leave") || first.puppet.is_over();
+        let serves = leaves && second.puppet.has_said("serving");
         if serves && second.is('S') {
             first.end_lease();
         }
@@ -412,6 +497,23 @@ impl Over {
         // The last that a successor does in a takeover is to notice that the predecessor has left.
         let left = *self.left.get_or_insert_with(Instant::now);
         (second.puppet.log().contains("predecessor gone") && second.is('S')) || left.elapsed() > NOTICED
+    }
+
+    fn went_back(&mut self, first: &mut Player, second: &mut Player) -> bool {
+        // The rollback came to nothing, or one of the two did.
+        if first.puppet.is_over() || second.puppet.has_said("resume") && second.is('S') {
+            return true;
+        }
+        let back = first.puppet.has_said("resume");
+        if back && first.is('S') {
+            second.end_lease();
+        }
+        if !second.puppet.is_over() {
+            return false;
+        }
+        let left = *self.left.get_or_insert_with(Instant::now);
+        (back && first.puppet.log().contains("gave the service back is gone") && first.is('S'))
+            || left.elapsed() > NOTICED
     }
 }
 

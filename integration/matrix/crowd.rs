@@ -42,6 +42,11 @@ const PACES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(25
 
 impl Crowd {
     pub(crate) fn on(address: &str) -> Crowd {
+        Crowd::busy_for(address, BUSY)
+    }
+
+    /// Clients that keep up their pace for so long.
+    pub(crate) fn busy_for(address: &str, busy: Duration) -> Crowd {
         let stop = Arc::new(AtomicBool::new(false));
         let served = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
         let threads = [false, true].map(|kept| {
@@ -55,7 +60,7 @@ impl Crowd {
                         Ok(()) => drop(served.fetch_add(1, Ordering::SeqCst)),
                         Err(failure) => lost.push(failure),
                     }
-                    thread::sleep(PACES[usize::from(began.elapsed() > BUSY)]);
+                    thread::sleep(PACES[usize::from(began.elapsed() > busy)]);
                 }
                 lost
             })
@@ -72,6 +77,11 @@ impl Crowd {
             assert!(Instant::now() < end, "the clients get no answers: {from:?}, {:?}", now());
             thread::sleep(PACES[0]);
         }
+    }
+
+    /// How many answers the clients have had in all.
+    pub(crate) fn served(&self) -> u64 {
+        self.served.iter().map(|served| served.load(Ordering::SeqCst)).sum()
     }
 
     /// Waits for the answer to what each client has asked, and gives what was lost in all.

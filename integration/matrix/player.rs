@@ -1,5 +1,6 @@
 //! A puppet in a cell, and what the cell knows of it.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ pub(super) struct Player {
     pub(super) log: PathBuf,
     /// What its descriptors led to before it took part.
     pub(super) blank: Vec<String>,
-    /// It was told something, and has not answered to that.
-    asked: bool,
+    /// What it was told and has not answered to: whether an error means that its attempt is over.
+    asked: VecDeque<bool>,
     /// It has something in flight, so that it does not leave yet.
     pub(super) lease: bool,
     /// This run has ended it.
@@ -44,7 +45,7 @@ impl Player {
             thread,
             log,
             blank: Vec::new(),
-            asked: false,
+            asked: VecDeque::new(),
             lease: false,
             killed: false,
             gave_up: false,
@@ -69,14 +70,19 @@ impl Player {
         );
         merge(&mut command, more);
         self.puppet.tell(&command);
-        self.asked = true;
+        self.asked.push_back(true);
+    }
+
+    /// Tells it to do something, without a wait for its answer.
+    pub(super) fn order(&mut self, command: Value) {
+        self.puppet.tell(&command);
+        self.asked.push_back(false);
     }
 
     /// Lets it leave.
     pub(super) fn end_lease(&mut self) {
         if std::mem::take(&mut self.lease) {
-            self.puppet.tell(&json!({"do": "end-lease"}));
-            self.asked = true;
+            self.order(json!({"do": "end-lease"}));
         }
     }
 
@@ -97,22 +103,24 @@ impl Player {
 
     /// Whether its attempt is over: it could not even begin, or it said that it failed.
     pub(super) fn failed(&mut self) -> bool {
-        if self.asked
+        while !self.asked.is_empty()
             && let Some(answer) = self.puppet.heard()
         {
-            self.asked = false;
-            self.gave_up |= answer.get("error").is_some();
+            self.answered(&answer);
         }
         self.gave_up |= self.puppet.has_said("failed");
         self.gave_up
     }
 
+    fn answered(&mut self, answer: &Value) {
+        self.gave_up |= self.asked.pop_front() == Some(true) && answer.get("error").is_some();
+    }
+
     /// Where it is in its life; `None` where that is over.
     pub(super) fn state(&mut self) -> Option<Value> {
-        if self.asked {
+        while !self.asked.is_empty() {
             let answer = self.puppet.answer_if_alive()?;
-            self.asked = false;
-            self.gave_up |= answer.get("error").is_some();
+            self.answered(&answer);
         }
         self.puppet.ask_if_alive(json!({"do": "state"})).map(|state| state["ok"].clone())
     }

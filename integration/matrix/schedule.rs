@@ -8,6 +8,7 @@ use std::thread;
 
 use super::cell;
 use super::fault::Fault;
+use super::play::Play;
 use super::point::{ASIDE, CALLS, Call, Point, Side};
 use super::table::Table;
 
@@ -64,7 +65,7 @@ impl Schedule {
 pub(crate) type Counts = BTreeMap<String, u32>;
 
 /// Runs each point of a side with each of the faults.
-pub(crate) fn run(sides: &[(Side, Counts)], faults: impl Fn(Call) -> Vec<Fault>) -> Table {
+pub(crate) fn run(play: Play, sides: &[(Side, Counts)], faults: impl Fn(Call) -> Vec<Fault>) -> Table {
     let mut rows = Vec::new();
     for (side, counts) in sides {
         for call in CALLS {
@@ -82,7 +83,7 @@ pub(crate) fn run(sides: &[(Side, Counts)], faults: impl Fn(Call) -> Vec<Fault>)
                     // Of a statement of its own, so that the lock is not kept for the run.
                     let next = lock(&schedule).next();
                     let Some((at, point, fault)) = next else { return };
-                    let outcome = catch_unwind(AssertUnwindSafe(|| cell::run(point, fault))).map_err(said);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| cell::run(play, point, fault))).map_err(said);
                     let reached = !matches!(outcome, Ok(cell::Held::NotReached));
                     lock(&schedule).done(at, point, reached);
                     lock(&table).add(point, fault, outcome);
@@ -93,10 +94,10 @@ pub(crate) fn run(sides: &[(Side, Counts)], faults: impl Fn(Call) -> Vec<Fault>)
     table.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What each side does in a takeover. Every call must be known, so that none goes unexamined.
-pub(crate) fn count(side: Side) -> Result<(Side, Counts), String> {
-    let mut counts = cell::count(side)?;
-    for (name, count) in cell::count(side)? {
+/// What each side does. Every call must be known, so that none goes unexamined.
+pub(crate) fn count(play: Play, side: Side) -> Result<(Side, Counts), String> {
+    let mut counts = cell::count(play, side)?;
+    for (name, count) in cell::count(play, side)? {
         let most = counts.entry(name).or_default();
         *most = count.max(*most);
     }

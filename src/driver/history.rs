@@ -13,6 +13,8 @@ use crate::protocol::successor;
 
 /// The code of a connection that ended, of which it is not known why.
 const LINK_LOST: &str = "link-lost";
+/// The code of a service that its owner has given back.
+const ROLLED_BACK: &str = "rolled-back";
 
 /// What is remembered, and what is under way.
 #[derive(Debug)]
@@ -127,6 +129,11 @@ impl Driver {
         let (Input::Message(peer, _) | Input::Gone(peer) | Input::Died(peer)) = input else { return };
         let Some(owner) = self.predecessor.as_ref().filter(|owner| owner.is_heir(*peer)) else { return };
         match input {
+            Input::Message(_, Message::TakeBack(back)) => {
+                self.journal.cause = Some(Cause { code: ROLLED_BACK.to_owned(), message: back.reason.clone() });
+            }
+            // A rollback came to nothing, and the successor goes on.
+            Input::Message(_, Message::Abort(_)) if owner.is_standing_by_for(*peer) => self.journal.cause = None,
             Input::Message(_, Message::Abort(Abort(why))) => self.journal.blame(&why.code, &why.message),
             // Where the application has nothing to let go of, the release follows at once.
             Input::Message(_, Message::Ready(_))

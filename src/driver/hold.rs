@@ -66,8 +66,10 @@ impl Driver {
             None => info!("takeovers are not refused any more"),
         }
         self.hold_clock.start(hold.as_ref());
-        if let Some(link) = self.link.filter(|_| self.hold_clock.elder_takes) {
-            self.send(link, &Held { hold }.into());
+        let elder = self.link.filter(|_| self.hold_clock.elder_takes);
+        // Whoever still drains may have to go on as the owner.
+        for drainer in elder.into_iter().chain(self.probation.giver) {
+            self.send(drainer, &Held { hold: hold.clone() }.into());
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Probation {
     /// The lock came back because the successor gave it back.
     returned: bool,
     /// The connection to a successor that gave the service back, while it drains.
-    giver: Option<Peer>,
+    pub(super) giver: Option<Peer>,
 }
 
 impl Driver {

@@ -372,7 +372,8 @@ pub(crate) struct RollbackArgs {
 /// at once should the new one die. ctl does not wait for its end: `ctl confirm` and `ctl rollback` end it before its
 /// time. With --check as well, ctl stays: it runs the check each second, 10s at most each time, until the time has passed
 /// and the new version is confirmed. When the check fails once, or on Ctrl-C, ctl gives the service back to the old
-/// version. The check sees HEIRLOOM_SOCKET; its exit code and its last line on stderr are in the reason.
+/// version; a new version that does not even answer is ended. The check sees HEIRLOOM_SOCKET; its exit code and its last
+/// line on stderr are in the reason.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -18,8 +18,6 @@ use crate::follow;
 use crate::reentry;
 use crate::signals::Signals;
 
-/// How long a program that is not wanted any more may take to end by itself.
-const GRACE: Duration = Duration::from_secs(5);
 /// How much of the end of a log is looked at, in bytes.
 const TAIL_BYTES: u64 = 64 * 1024;
 /// How much of it is shown, in lines.
@@ -100,11 +98,11 @@ impl Session {
         }
     }
 
-    /// Ends all of it: asks first, then insists. A further signal to this process insists at once.
-    pub(crate) fn end(&mut self, signals: &Signals) -> Result<(), Failure> {
+    /// Ends all of it: asks first, and after the grace insists. A further signal to this process insists at once.
+    pub(crate) fn end(&mut self, signals: &Signals, grace: Duration) -> Result<(), Failure> {
         self.reap();
         self.send(Signal::SIGTERM);
-        let mut until = Some(Instant::now() + GRACE);
+        let mut until = Some(Instant::now() + grace);
         loop {
             self.reap();
             if self.empty {

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use heirloom::{Client, Error, Hold, Status};
+use heirloom::{Client, Error, Hold, Phase, Side, Status};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
-use crate::follow::{Follow, News, PATIENCE, is_ready, owns, wait};
+use crate::follow::{self, Follow, News, PATIENCE, is_ready, owns};
 use crate::hold;
 use crate::json;
 use crate::printer::Printer;
@@ -32,10 +32,16 @@ use crate::verdict::Verdict;
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the old process has to take back what an attempt had of it: it looks once a second.
 const TAKE_BACK: Duration = Duration::from_secs(5);
-/// From the moment at which the kernel frees what a process had locked to the news of its end.
-const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How long a rollback may take: the release of the new one and the commit of the old one are in it.
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
+/// How long before the end of a probation the last check is over, so that there is time for a rollback.
+const MARGIN: Duration = Duration::from_secs(1);
+/// How long a program that is not wanted any more may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+/// And one that owns, and hangs: its clients wait for its end.
+const HASTE: Duration = Duration::from_secs(1);
+/// How long a new version that owns, by the word of the old one, may leave the control socket without an answer.
+const SILENT: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Result<ExitCode, Failure> {
     let socket = global.socket()?;
@@ -126,6 +132,8 @@ enum Over {
     /// Takeovers are refused since it was started.
     Held(Hold),
     Late(Duration),
+    /// It owns, on probation, and has not said a word since.
+    Silent,
     Interrupted(Signal),
     Broken(Error),
     EndedLate(Ended),
@@ -133,6 +141,10 @@ enum Over {
     Unfit(String),
     /// It served, and the old one took the service back.
     RolledBack,
+    /// It served, and gave the service back, for this reason.
+    GivenBack(String),
+    /// So it was, and did not even hear that the service is to go back.
+    Hung(Box<Over>),
 }
 
 /// What an owner is to this run.
@@ -151,6 +163,7 @@ enum Whose {
 impl Upgrade {
     fn run(mut self, within: Duration) -> Result<ExitCode, Failure> {
         let until = Instant::now() + within;
+        let mut silent: Option<Instant> = None;
         loop {
             if let Some(over) = self.signalled() {
                 return self.give_up(over);
@@ -161,6 +174,7 @@ impl Upgrade {
                     Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
+                        silent = (status.phase == Phase::StandingBy).then(|| Instant::now() + SILENT);
                         // What cannot be called off any more goes on, hold or not.
                         if let (Some(hold), None) = (status.hold, &status.takeover)
                             && status.generation == self.from.generation
@@ -173,7 +187,11 @@ impl Upgrade {
                 // The old one is gone; what was started may be about to own.
                 Ok(Some(News::Nobody(_))) => Ok(()),
                 Ok(None) if Instant::now() >= until => return self.give_up(Over::Late(within)),
-                Ok(None) => self.follow.wait(&[PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], Some(until)),
+                Ok(None) if silent.is_some_and(|at| Instant::now() >= at) => return self.give_up(Over::Silent),
+                Ok(None) => {
+                    let until = silent.map_or(until, |at| until.min(at));
+                    self.follow.wait(&[PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], Some(until))
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = turn {
@@ -196,8 +214,9 @@ impl Upgrade {
     /// Whose the service is since this began; `None` where it is the old one's, as it was or again.
     fn judge(&mut self, status: &Status) -> Option<Whose> {
         let whose = self.owner_since(status, self.follow.peer_pid())?;
-        // Who listens is told as it was when the connection was made: a newer one knows better.
-        let sure = matches!(whose, Whose::Ours | Whose::Another) || self.doubted == Some(status.generation);
+        // Who listens is told as it was when the connection was made, and one that dies may leave it to the next owner to
+        // answer: a newer connection knows better.
+        let sure = whose == Whose::Another || self.doubted == Some(status.generation);
         if !sure {
             self.doubted = Some(status.generation);
             self.follow.reconnect();
@@ -227,13 +246,15 @@ impl Upgrade {
         let check = self.check.take().filter(|_| to.probation.is_some());
         let Some(check) = check else { return self.done(to, 0) };
         self.steps.reach("probation", "");
-        let mut verdict = Verdict::new(&check, &self.socket);
+        let left = to.probation.as_ref().and_then(|probation| probation.left_ms).map(Duration::from_millis);
+        let ends = left.map(|left| Instant::now() + left - (left / 4).min(MARGIN));
+        let mut verdict = Verdict::new(&check, &self.socket, ends);
         loop {
             if let Some(why) = verdict.turn() {
                 return self.take_back(Over::Unfit(why));
             }
             match self.signalled() {
-                Some(Over::Ended(how)) => return Err(self.failed(&Over::EndedLate(how))),
+                Some(Over::Ended(how)) => return Err(self.went_back(Some(how))),
                 Some(over) => return self.take_back(over),
                 None => {}
             }
@@ -241,8 +262,7 @@ impl Upgrade {
                 // Whoever owns now, the new one does not: it is back with the old one, or a third has confirmed it.
                 Ok(Some(News::Status(now))) if owns(&now) && now.generation > to.generation => {
                     if (now.pid, &now.app_version) == (self.from.pid, &self.from.app_version) {
-                        let over = self.how_it_went_back();
-                        return Err(self.failed(&over));
+                        return Err(self.went_back(None));
                     }
                     return self.done(to, verdict.runs());
                 }
@@ -252,7 +272,7 @@ impl Upgrade {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => {
                     let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
-                    self.follow.wait(&[signals], Some(verdict.due()))
+                    self.follow.wait(&[signals], verdict.due())
                 }
                 Err(error) => Err(error),
             };
@@ -262,36 +282,52 @@ impl Upgrade {
         }
     }
 
-    /// The old one owns again: because the new one has died, or because somebody wanted it so. The kernel frees the lock of
-    /// a process a moment before it tells of its end.
-    fn how_it_went_back(&mut self) -> Over {
-        let until = Instant::now() + LAST_BREATH;
-        loop {
-            match self.signalled() {
-                Some(Over::Ended(how)) if how != Ended::Code(0) => return Over::EndedLate(how),
-                Some(Over::Ended(_)) => return Over::RolledBack,
-                _ if Instant::now() >= until => return Over::RolledBack,
-                _ => {
-                    let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
-                    if wait(&mut [signals], Some(until)).is_err() {
-                        return Over::RolledBack;
-                    }
-                }
-            }
-        }
-    }
-
     /// Gives the service back to the old one. What was started goes by itself, when it has finished what it has in flight.
     fn take_back(mut self, over: Over) -> Result<ExitCode, Failure> {
         self.steps.reach("rolling-back", &over.to_string());
-        let asked = probation::reach(&self.socket, TAKE_BACK_ASKED)
+        // One that hangs is not waited for as long as a rollback may take.
+        let asked = probation::reach(&self.socket, PATIENCE)
+            .and_then(|_| probation::reach(&self.socket, TAKE_BACK_ASKED))
             .and_then(|(mut client, _)| client.roll_back(&over.to_string()));
         self.steps.finish();
         match asked {
             // Where it died on the way, the old one has the service all the same.
             Ok(()) | Err(Error::HungUp) => Err(self.failed(&over)),
+            // Its end frees the lock, and the old one stands by.
+            Err(Error::Deadline { .. }) => {
+                self.session.end(&self.signals, HASTE)?;
+                Err(self.failed(&Over::Hung(Box::new(over))))
+            }
             Err(error) => Err(self.unknown(&over, &format!("the new one was not rolled back ({error})"))),
         }
+    }
+
+    /// The service is back with the old one, or about to be, and not by this run. The new one has given it back, or has
+    /// ended; a process that ends frees its lock before its end is an event.
+    fn went_back(&mut self, mut ended: Option<Ended>) -> Failure {
+        self.steps.finish();
+        if let Some(reason) = self.reason_of_return() {
+            return self.failed(&Over::GivenBack(reason));
+        }
+        let until = Instant::now() + TAKE_BACK;
+        while ended.is_none() && Instant::now() < until {
+            match self.signalled() {
+                Some(Over::Ended(how)) => ended = Some(how),
+                _ if follow::wait_for(&self.signals, Some(until)).is_err() => break,
+                _ => {}
+            }
+        }
+        self.failed(&ended.map_or(Over::RolledBack, Over::EndedLate))
+    }
+
+    /// Why the service was given back, as the one remembers that has it again.
+    fn reason_of_return(&self) -> Option<String> {
+        let (mut client, owner) = probation::reach(&self.socket, PATIENCE).ok()?;
+        let mut records = client.history().ok()?;
+        let of = |side: &Option<Side>| side.as_ref().and_then(|side| side.generation);
+        records.retain(|record| of(&record.to) == Some(owner.generation));
+        let cause = records.into_iter().find_map(|record| record.cause)?;
+        Some(cause.message).filter(|_| cause.code == "rolled-back")
     }
 
     fn done(mut self, to: &Status, checks: u64) -> Result<ExitCode, Failure> {
@@ -341,7 +377,8 @@ impl Upgrade {
                 Err(_) => {}
             }
         }
-        self.session.end(&self.signals)?;
+        let grace = if matches!(over, Over::Silent) { HASTE } else { GRACE };
+        self.session.end(&self.signals, grace)?;
         Err(self.failed(&over))
     }
 
@@ -354,17 +391,16 @@ impl Upgrade {
             self.printer.line("---");
         }
         let mut fresh = Follow::new(&self.socket);
-        let mut held = None;
+        let (mut held, mut had_owned) = (None, false);
         let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
             Ok(now) => {
                 held.clone_from(&now.hold);
                 let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };
+                had_owned = is_old && self.wish.is_some() && now.generation > self.from.generation;
                 let does = match now.phase {
-                    _ if is_old && is_ready(&now) && self.wish.is_some() && now.generation > self.from.generation => {
-                        format!("serves again as generation {}", now.generation)
-                    }
+                    _ if had_owned && is_ready(&now) => format!("serves again as generation {}", now.generation),
                     _ if is_old && is_ready(&now) => "still serves".to_owned(),
                     _ if is_ready(&now) => format!("serves as generation {}", now.generation),
                     phase => format!("owns the service, phase {phase}"),
@@ -374,9 +410,14 @@ impl Upgrade {
             Err(Error::Nobody { .. }) => (NOBODY, "nobody serves any more".to_owned()),
             Err(error) => (UNKNOWN, format!("who serves is unknown: {error}")),
         };
-        // It has heard so before this process has.
-        let held = held.filter(|_| matches!(over, Over::Ended(_))).map(Over::Held);
-        let over = held.as_ref().unwrap_or(over);
+        let over = match (over, held) {
+            // It has heard so before this process has.
+            (Over::Ended(_), Some(hold)) if !had_owned => &Over::Held(hold),
+            (Over::Ended(how), _) if had_owned => {
+                &self.reason_of_return().map_or(Over::EndedLate(*how), Over::GivenBack)
+            }
+            _ => over,
+        };
         let hint = if tail.is_empty() {
             "it wrote nothing to its log".to_owned()
         } else {
@@ -399,11 +440,12 @@ impl Over {
             Over::Ended(_) | Over::EndedLate(_) => "ended",
             Over::Overtaken => "overtaken",
             Over::Held(_) => "held",
-            Over::Late(_) => "deadline",
+            Over::Late(_) | Over::Silent => "deadline",
             Over::Interrupted(_) => "interrupted",
             Over::Broken(error) => error.code(),
             Over::Unfit(_) => "check",
-            Over::RolledBack => "rolled-back",
+            Over::RolledBack | Over::GivenBack(_) => "rolled-back",
+            Over::Hung(over) => over.code(),
         }
     }
 }
@@ -416,10 +458,13 @@ impl fmt::Display for Over {
             Over::Overtaken => f.write_str("another process took the service over first"),
             Over::Held(hold) => write!(f, "takeovers are held: {}", held(hold)),
             Over::Late(within) => write!(f, "the new one does not serve after {}", time::duration(*within)),
+            Over::Silent => f.write_str("the new one owned the service and did not answer"),
             Over::Interrupted(signal) => write!(f, "interrupted by {signal}"),
             Over::Broken(error) => write!(f, "the service cannot be watched: {error}"),
             Over::Unfit(why) => f.write_str(why),
             Over::RolledBack => f.write_str("the old one has taken the service back"),
+            Over::GivenBack(why) => write!(f, "the new one gave the service back: {}", clean(why)),
+            Over::Hung(over) => write!(f, "{over}; it did not answer any more and was ended"),
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Verdict {
     running: Option<Run>,
     /// When the next run begins.
     next: Instant,
+    /// What is not known by then comes too late to be acted on.
+    ends: Option<Instant>,
     runs: u64,
 }
 
@@ -38,14 +40,15 @@ pub(crate) struct Verdict {
 struct Run {
     child: Child,
     stderr: File,
+    began: Instant,
     until: Instant,
 }
 
 impl Verdict {
     /// `command` is for the shell.
-    pub(crate) fn new(command: &OsStr, socket: &Path) -> Verdict {
+    pub(crate) fn new(command: &OsStr, socket: &Path, ends: Option<Instant>) -> Verdict {
         let command = ["/bin/sh".into(), "-c".into(), command.to_owned()];
-        Verdict { command, socket: socket.into(), running: None, next: Instant::now(), runs: 0 }
+        Verdict { command, socket: socket.into(), running: None, next: Instant::now(), ends, runs: 0 }
     }
 
     /// How many runs have ended well.
@@ -54,19 +57,24 @@ impl Verdict {
     }
 
     /// When there is something to do, if nothing happens before. The end of a run is `SIGCHLD`.
-    pub(crate) fn due(&self) -> Instant {
-        self.running.as_ref().map_or(self.next, |run| run.until)
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match &self.running {
+            Some(run) => Some(run.until),
+            None => Some(self.next).filter(|next| self.ends.is_none_or(|ends| *next < ends)),
+        }
     }
 
     /// Does what is due. `Some`: why the new version is not as it should be.
     pub(crate) fn turn(&mut self) -> Option<String> {
         let now = Instant::now();
+        let due = self.due();
         let Some(run) = &mut self.running else {
-            if now < self.next {
+            if due.is_none_or(|due| now < due) {
                 return None;
             }
             self.next = now + PERIOD;
-            return match self.start(now + LONGEST) {
+            let until = now + LONGEST;
+            return match self.start(now, self.ends.map_or(until, |ends| until.min(ends))) {
                 Ok(run) => {
                     self.running = Some(run);
                     None
@@ -76,7 +84,13 @@ impl Verdict {
         };
         let failed = match run.child.try_wait() {
             Ok(None) if now < run.until => return None,
-            Ok(None) => Some(format!("the check does not end within {}", time::duration(LONGEST))),
+            // Cut short by the end of the probation: those before it tell.
+            Ok(None) if self.runs > 0 && now < run.began + LONGEST => {
+                self.next = now;
+                self.end();
+                return None;
+            }
+            Ok(None) => Some(format!("the check does not end within {}", time::duration(run.until - run.began))),
             Ok(Some(status)) if status.success() => None,
             Ok(Some(status)) => Some(match status.code() {
                 Some(code) => format!("the check ended with code {code}"),
@@ -95,7 +109,7 @@ impl Verdict {
         }
     }
 
-    fn start(&self, until: Instant) -> io::Result<Run> {
+    fn start(&self, began: Instant, until: Instant) -> io::Result<Run> {
         // Not a pipe, which somebody would have to read, and which a child that lingers keeps open.
         let stderr = File::from(memfd_create("check", MFdFlags::MFD_CLOEXEC)?);
         let child = reentry::command(reentry::IN_SESSION, &self.command)
@@ -104,7 +118,7 @@ impl Verdict {
             .stdout(Stdio::null())
             .stderr(stderr.try_clone()?)
             .spawn()?;
-        Ok(Run { child, stderr, until })
+        Ok(Run { child, stderr, began, until })
     }
 
     /// Ends the run of the moment, with all that it has started.
