@@ -97,7 +97,9 @@ fn answer_until_left(serving: &mut Serving, questions: &UdpSocket, me: &str) -> 
                     while mine && answer(questions, me)? {}
                     return Ok(());
                 }
-                _ => mine = false,
+                Event::StandBy => mine = false,
+                // To know that the predecessor is gone changes nothing here.
+                _ => {}
             }
         }
         let mut turn = 0;

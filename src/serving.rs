@@ -17,7 +17,7 @@ use crate::status::{DrainStatus, PredecessorEnd, ProbationStatus, Status};
 use crate::table::Report;
 use crate::wake::Wake;
 
-/// What a process that serves is told.
+/// What a process that serves is told. Later versions may have more: what a program does not know asks nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

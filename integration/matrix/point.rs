@@ -33,7 +33,7 @@ const fn call(name: &'static str, errors: &'static [&'static str]) -> Call {
 }
 
 /// Every call that the thread of a handoff makes in a takeover, but those in [`ASIDE`]; a test holds it against strace.
-pub(crate) const CALLS: [Call; 30] = [
+pub(crate) const CALLS: [Call; 34] = [
     call("accept4", &["EMFILE", "ECONNABORTED", "ENOMEM"]),
     // Linux frees the descriptor whatever close(2) says; strace could only keep it open, which no kernel does.
     call("close", &[]),
@@ -51,7 +51,10 @@ pub(crate) const CALLS: [Call; 30] = [
     call("getsockopt", &["ENOPROTOOPT", "EMFILE", "ESRCH"]),
     call("inotify_add_watch", &["ENOSPC"]),
     call("inotify_init1", &["EMFILE"]),
+    // How much of a drain link is unread.
+    call("ioctl", &["ENOTTY"]),
     call("listen", &["EADDRINUSE"]),
+    call("memfd_create", &["EMFILE", "ENOMEM"]),
     call("newfstatat", &["EIO"]),
     call("openat", &["EMFILE", "EACCES", "ENOENT"]),
     call("pidfd_open", &["EMFILE", "ENOSYS"]),
@@ -60,11 +63,13 @@ pub(crate) const CALLS: [Call; 30] = [
     call("pwrite64", &["EIO", "ENOSPC", "EINTR"]),
     // No ECONNRESET here and no EPIPE below: the kernel gives them where the other side has closed, which kills do. No
     // EAGAIN: it comes with an event when that has passed, which strace cannot send.
+    call("recvfrom", &["ENOMEM", "EINTR"]),
     call("recvmsg", &["ENOMEM", "EINTR"]),
     call("sendmsg", &["ETOOMANYREFS", "ENOMEM", "EINTR"]),
     call("sendto", &["ENOBUFS", "ENOMEM", "EINTR"]),
     call("setsockopt", &["ENOPROTOOPT", "ENOMEM"]),
     call("socket", &["EMFILE", "ENOBUFS"]),
+    call("socketpair", &["EMFILE", "ENOBUFS"]),
     call("statx", &["EIO", "EACCES"]),
     call("timerfd_create", &["EMFILE"]),
     // There is nothing that it could fail with when its arguments are right.

@@ -100,10 +100,10 @@ pub(crate) fn count(side: Side) -> Result<(Side, Counts), String> {
         let most = counts.entry(name).or_default();
         *most = count.max(*most);
     }
-    for name in counts.keys() {
-        let known = CALLS.iter().any(|call| call.name == name) || ASIDE.iter().any(|(aside, _)| aside == name);
-        assert!(known, "{name} is neither a point nor one of those that are left aside");
-    }
+    let known =
+        |name: &str| CALLS.iter().any(|call| call.name == name) || ASIDE.iter().any(|(aside, _)| *aside == name);
+    let unknown: Vec<&String> = counts.keys().filter(|name| !known(name)).collect();
+    assert!(unknown.is_empty(), "neither points nor left aside: {unknown:?}");
     Ok((side, counts))
 }
 

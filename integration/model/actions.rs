@@ -5,6 +5,7 @@ use super::kernel::{Client, LINKS_EACH, Link, LinkId, Pid, link_of, nonce_of};
 use super::mutations::Mutation;
 use super::process::{Key, Life, Op};
 use super::world::{Rules, World};
+use crate::error::Refusal;
 use crate::protocol::Timer;
 use crate::protocol::message::Wants;
 use crate::protocol::{predecessor, successor};
@@ -45,6 +46,10 @@ pub(super) enum Event {
     Drop,
     /// It is asked to leave.
     Asked,
+    /// It is on probation, and stays.
+    Confirm,
+    /// It is on probation, and gives the service back.
+    GiveBack,
     /// A stranger's bytes.
     Garbage,
 }
@@ -233,6 +238,15 @@ impl World {
         let phase = process.predecessor.as_ref().map(predecessor::Predecessor::phase);
         if app.draining && matches!(phase, Some(status::Phase::Draining | status::Phase::Stopping)) {
             events.push(Event::Drained);
+        }
+        let may = |may: fn(&predecessor::Predecessor) -> Result<(), Refusal>| {
+            self.budget.verdicts > 0 && process.predecessor.as_ref().is_some_and(|owner| may(owner).is_ok())
+        };
+        if may(predecessor::Predecessor::may_end_probation) {
+            events.push(Event::Confirm);
+        }
+        if may(predecessor::Predecessor::may_give_back) {
+            events.push(Event::GiveBack);
         }
         if self.budget.asks > 0 && !process.asked {
             events.push(Event::Asked);

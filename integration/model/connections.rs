@@ -39,6 +39,17 @@ impl World {
             return self.hear_predecessor(pid, packet);
         }
         let process = self.process_mut(pid);
+        // The state comes back from one that this process stands by for.
+        let standing = process.predecessor.as_ref().is_some_and(|owner| owner.is_standing_by_for(u64::from(link)));
+        match packet {
+            Packet::Descriptors { .. } if standing && process.state == Some(false) => {
+                process.state = Some(true);
+                return process.owner(predecessor::Input::StateArrived(u64::from(link)));
+            }
+            Packet::Message(Message::State(_)) if standing => process.state = Some(false),
+            Packet::Message(Message::Abort(_)) if standing => process.state = None,
+            _ => {}
+        }
         let Packet::Message(message) = packet else { return };
         if !process.offered.has(link) {
             process.timers.arm(Key::Peer(link));
@@ -48,6 +59,14 @@ impl World {
 
     fn hear_predecessor(&mut self, pid: Pid, packet: Packet) {
         let process = self.process_mut(pid);
+        if let (Some(link), Some(owner)) = (process.link, &process.predecessor)
+            && let Packet::Message(message) = &packet
+            && (owner.is_elder(u64::from(link)) || owner.is_heir(u64::from(link)))
+            && !matches!(message, Message::Draining(_) | Message::Bye(_))
+        {
+            let input = predecessor::Input::Message(u64::from(link), message.clone());
+            return process.owner(input);
+        }
         let input = match packet {
             Packet::Descriptors { .. } if process.state == Some(false) => {
                 process.state = Some(true);
@@ -89,6 +108,9 @@ impl World {
         let process = self.process_mut(pid);
         if own {
             process.work.push_back(Work::Successor(successor::Input::LinkLost));
+            if process.predecessor.is_some() {
+                process.owner(predecessor::Input::Gone(u64::from(link)));
+            }
         } else {
             process.owner(predecessor::Input::Gone(u64::from(link)));
         }

@@ -137,6 +137,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// Whether another process holds byte 1, shared or not.
+    pub(super) fn is_party_elsewhere(&self, pid: Pid) -> bool {
+        self.parties.has_others(pid) || self.bar.is_some_and(|bar| bar != pid)
+    }
+
     pub(super) fn link(&self, id: LinkId) -> Option<&Link> {
         self.links.iter().find(|link| link.id == id)
     }

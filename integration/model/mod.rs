@@ -60,7 +60,7 @@
 //! | 6 every wait has a deadline | [`properties::DEADLINE`], [`properties::IDLE`], [`properties::ENDS_WELL`] |
 //! | 7 what arrives is checked | not here, descriptors have no insides: `integration/descriptors.rs`. Nothing is lost by an abort: [`properties::AS_BEFORE`] |
 //! | 8 old and new versions talk | not here, there is one version: `src/protocol/tests/format.rs`, `integration/recorded.rs` |
-//! | 9 a commit is not the end | not here, the protocol has no probation yet |
+//! | 9 a commit is not the end | [`properties::LISTENS`] and [`properties::ENDS_WELL`], in the runs with a probation; [`reached::STOOD_BY`], [`reached::ROLLED_BACK`] |
 //!
 //! | rule that closes a hole | where |
 //! |---|---|
@@ -71,7 +71,7 @@
 //! | 5 order on every wake | `Mutation::TimersBeforeInput`, [`properties::IDLE`] |
 //! | 6 release, its nonce and its late answer | [`reached::MISSED`], `Mutation::MissedReleaseForgotten`; a `Released` of another takeover cannot come on a connection, so `src/protocol/tests/alone.rs` |
 //! | 7 new names | not here: `integration/takeover.rs`, `integration/bad_input.rs` |
-//! | 8 rollback | not here, the protocol has no probation yet |
+//! | 8 rollback | the runs with a probation, [`reached::OVERDUE`], `Mutation::{ProbationKeepsByte1, StandsByWithNothing}` |
 //! | 9 orphans and rehearsals | the run with a rehearsal, [`reached::PREEMPTED`]; the error's pids: `integration/starting.rs` |
 //! | 10 control listener | [`properties::ACTS`], `Mutation::ControlStaysOpen`; edges: `integration/faces.rs` |
 //! | 11 missing path | nobody of the family removes it: [`properties::PATH`]; somebody else does: `integration/bad_input.rs` |
@@ -117,11 +117,21 @@ use crate::protocol::message::Wants;
 
 /// The rules of most runs.
 fn rules() -> Rules {
-    Rules { exclusive: false, state: false, entries: 1, attempts: 2, torn: false, breaks: false, off: None }
+    Rules {
+        exclusive: false,
+        state: false,
+        entries: 1,
+        attempts: 2,
+        torn: false,
+        probation: false,
+        breaks: false,
+        off: None,
+    }
 }
 
 /// Kills of whomever at any point, deadlines that pass at any time.
-const KILLS: Budget = Budget { kills: ALWAYS, stops: 0, asks: 0, drops: 0, cuts: 0, garbage: 0, deadlines: ALWAYS };
+const KILLS: Budget =
+    Budget { kills: ALWAYS, stops: 0, asks: 0, drops: 0, cuts: 0, garbage: 0, verdicts: 0, deadlines: ALWAYS };
 
 /// Process 0 serves, and process 1 is started at some time.
 fn two(rules: Rules, clients: usize, budget: Budget) -> Takeovers {
@@ -141,6 +151,11 @@ fn chain(rules: Rules, budget: Budget) -> Takeovers {
     let rules = Rules { attempts: 1, ..rules };
     let world = draining(&rules, 3);
     begin(rules, world, &[(2, Wants::Takeover)], budget)
+}
+
+/// Process 0 serves, and process 1 is started at some time, and asks it to stand by.
+fn on_probation(rules: Rules, clients: usize, budget: Budget) -> Takeovers {
+    two(Rules { probation: true, attempts: 1, ..rules }, clients, budget)
 }
 
 fn begin(rules: Rules, mut world: World, to_start: &[(u8, Wants)], budget: Budget) -> Takeovers {
@@ -281,6 +296,43 @@ fn a_takeover_beside_a_silent_one() {
     check("a takeover beside one that waits; 1 kill, 2 early deadlines", model, &[r::SILENT, r::COMES_BACK]);
 }
 
+#[test]
+fn a_probation() {
+    let model = on_probation(rules(), 1, Budget { verdicts: 1, ..KILLS });
+    let places = [r::TAKEN_OVER, r::STOOD_BY, r::ROLLED_BACK, r::CONFIRMED, r::SERVED];
+    check("a probation, a client, a verdict, any kill", model, &places);
+}
+
+#[test]
+fn a_probation_that_nobody_ends() {
+    let model = on_probation(rules(), 0, Budget { kills: 1, stops: 1, deadlines: 2, ..KILLS });
+    check("a probation; 1 kill, 1 stop, 2 early deadlines", model, &[r::STOOD_BY, r::CONFIRMED, r::OVERDUE]);
+}
+
+#[test]
+fn a_probation_with_exclusive_work_and_a_state() {
+    let rules = Rules { exclusive: true, state: true, ..rules() };
+    let model = on_probation(rules, 0, Budget { kills: 1, verdicts: 2, deadlines: 1, ..KILLS });
+    let places = [r::ROLLED_BACK, r::STOOD_BY, r::CONFIRMED, r::STATE];
+    check("a probation, exclusive work and a state; 2 verdicts, 1 kill, 1 early deadline", model, &places);
+}
+
+#[test]
+fn a_probation_whose_connection_breaks() {
+    let rules = Rules { breaks: true, ..rules() };
+    let model = on_probation(rules, 0, Budget { kills: 1, cuts: 1, verdicts: 1, asks: 1, deadlines: 2, ..KILLS });
+    let places = [r::ROLLED_BACK, r::STOOD_BY, r::CONFIRMED, r::OVERDUE];
+    check("a probation; 1 connection breaks, 1 verdict, 1 asked to leave, 1 kill, 2 early deadlines", model, &places);
+}
+
+#[test]
+fn a_takeover_during_a_probation() {
+    let rules = Rules { probation: true, ..rules() };
+    let model = three(rules, Budget { kills: 1, verdicts: 1, deadlines: 0, ..KILLS });
+    let places = [r::ROLLED_BACK, r::STOOD_BY, r::CONFIRMED, r::ON_PROBATION];
+    check("a takeover during a probation; 1 verdict, 1 kill", model, &places);
+}
+
 /// With a rule off, the checker finds how that one property breaks.
 fn breaks(off: Mutation, property: &'static str, model: impl Fn(Rules) -> Takeovers) {
     let model = model(Rules { off: Some(off), ..rules() });
@@ -325,6 +377,8 @@ fn each_rule_is_needed_by_two() {
     breaks(Byte1Kept, p::AS_BEFORE, |rules| two(rules, 0, CALM));
     breaks(TimersStayArmed, p::IDLE, |rules| two(rules, 0, CALM));
     breaks(SameGeneration, p::FENCING, |rules| two(rules, 0, CALM));
+    breaks(ProbationKeepsByte1, p::AS_BEFORE, |rules| on_probation(rules, 0, CALM));
+    breaks(StandsByWithNothing, p::LISTENS, |rules| on_probation(rules, 0, KILLS));
 }
 
 #[test]

@@ -82,6 +82,10 @@ pub(super) enum Mutation {
     TimersStayArmed,
     /// A commit is no change of the generation.
     SameGeneration,
+    /// Byte 1 is kept after the end of a probation.
+    ProbationKeepsByte1,
+    /// Who stands by drops what it has.
+    StandsByWithNothing,
 }
 
 /// What a machine wants instead of what it said.
@@ -164,6 +168,12 @@ pub(super) fn outputs(off: Option<Mutation>, world: &mut World, pid: u8, work: &
             }
         }
         Mutation::TimersStayArmed => ops.retain(|op| !matches!(op, Op::Predecessor(P::Disarm(_)))),
+        Mutation::ProbationKeepsByte1 => ops.retain(|op| !matches!(op, Op::Predecessor(P::EndProbation))),
+        Mutation::StandsByWithNothing => {
+            if let Some(at) = at(ops, &|op| matches!(op, Op::Predecessor(P::Tells(predecessor::Notice::StandBy)))) {
+                ops.insert(at, Op::CloseService);
+            }
+        }
         Mutation::SameGeneration => {
             for op in ops {
                 if let Op::Successor(H::Record { generation }) = op {

@@ -107,7 +107,8 @@ impl World {
         // Both are still at it, and a third one has it now. Without byte 1 that takes longer than a commit may.
         let hands_over = self.process(from).life == Life::Runs
             && self.process(from).predecessor.as_ref().is_some_and(|owner| owner.takeover().is_some());
-        let takes_over = self.process(to).life == Life::Runs && self.process(to).successor.is_some();
+        let stands_by = self.process(to).predecessor.as_ref().is_some_and(|owner| owner.stands_by_for().is_some());
+        let takes_over = self.process(to).life == Life::Runs && (self.process(to).successor.is_some() || stands_by);
         self.broken.gap |= pid != from && pid != to && hands_over && takes_over && !bare;
     }
 
@@ -189,7 +190,7 @@ impl World {
         process.listed = false;
         let who = Who { pid: u32::from(pid), app_version: String::new() };
         let hello = Successor::hello(nonce_of(link), who, process.app.wants, None);
-        let hello = Hello { state: rules.state, ..hello };
+        let hello = Hello { state: rules.state, probation_ms: rules.probation.then_some(60_000), ..hello };
         let deadlines = Deadlines::default();
         let mut out = Vec::new();
         process.successor = Some(Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out));
@@ -457,12 +458,15 @@ impl World {
         self.broken.acts |= self.kernel.owner != Some(pid);
         self.kernel.owner = None;
         self.stateful = rules.state;
-        let heir =
-            self.process(pid).peers.iter().find(|link| {
-                self.process(pid).predecessor.as_ref().is_some_and(|owner| owner.is_heir(u64::from(*link)))
-            });
+        let process = self.process(pid);
+        let heir = process
+            .peers
+            .iter()
+            .chain(process.link)
+            .find(|link| process.predecessor.as_ref().is_some_and(|owner| owner.is_heir(u64::from(*link))));
         self.offered = heir.map_or(0, nonce_of);
-        self.gap = heir.and_then(|link| self.kernel.link(link)).map(|link| (pid, link.connector));
+        let other_end = |link: &Link| if link.connector == pid { link.acceptor } else { Some(link.connector) };
+        self.gap = heir.and_then(|link| self.kernel.link(link)).and_then(other_end).map(|other| (pid, other));
     }
 
     fn claim(&mut self, rules: &Rules, pid: Pid, claim: Claim) {
@@ -475,8 +479,7 @@ impl World {
         }
         let file = self.kernel.file();
         let next = match claim {
-            // Of a probation, which no application of these has asked for.
-            Claim::StandBy(_) => return self.process_mut(pid).claim_answer(Found::Held),
+            Claim::StandBy(nonce) => Reclaim::TakeBack { nonce },
             Claim::Bare => Reclaim::Take { claim, file: None },
             Claim::Exclusive if rules.off == Some(Mutation::NoPatience) => Reclaim::Take { claim, file: None },
             Claim::Exclusive => self.before_byte_1(rules, file),
@@ -514,6 +517,28 @@ impl World {
                 (true, None) => Reclaim::Compare { claim, file: None },
                 (false, None) => return self.process_mut(pid).claim_answer(Found::Held),
             },
+            Reclaim::TakeBack { nonce } if self.take_owner(pid) => Reclaim::CompareBack { nonce },
+            Reclaim::TakeBack { .. } => Reclaim::IsParty,
+            Reclaim::CompareBack { nonce } => {
+                let file = self.kernel.file();
+                if file == (generation + 1, nonce) || file == (generation + 1, 0) {
+                    self.keep_owner(pid, false);
+                    let found = if file.1 == nonce { Found::Returned(file.0) } else { Found::Free(file.0) };
+                    return self.process_mut(pid).claim_answer(found);
+                }
+                self.kernel.owner = None;
+                return self.process_mut(pid).claim_answer(Found::Over);
+            }
+            // What the file says is read right after; only the one on probation writes to it.
+            Reclaim::IsParty if self.kernel.is_party_elsewhere(pid) && self.kernel.generation == generation + 1 => {
+                return self.process_mut(pid).claim_answer(Found::Held);
+            }
+            Reclaim::IsParty => Reclaim::IsOwned,
+            Reclaim::IsOwned => {
+                let owned = self.kernel.owner.is_some_and(|owner| owner != pid);
+                self.process_mut(pid).followed = owned;
+                return self.process_mut(pid).claim_answer(if owned { Found::Over } else { Found::Held });
+            }
             Reclaim::Unbar { taken, file } => {
                 self.kernel.leave(pid);
                 if !taken {
@@ -557,7 +582,7 @@ impl World {
             }
             predecessor::Notice::Leave(reason) => {
                 let followed = newest > process.generation();
-                self.broken.leaves |= reason == predecessor::Reason::Successor && !followed;
+                self.broken.leaves |= reason != predecessor::Reason::Stopped && !followed;
                 Told::Leave(reason)
             }
             predecessor::Notice::Cancelled => Told::Failed,

@@ -90,6 +90,16 @@ pub(super) enum Reclaim {
         claim: Claim,
         file: Option<(u64, u64)>,
     },
+    /// Of a process that stands by: byte 0, then what the file says.
+    TakeBack {
+        nonce: u64,
+    },
+    CompareBack {
+        nonce: u64,
+    },
+    /// It is held: by a party of that takeover?
+    IsParty,
+    IsOwned,
     Unbar {
         taken: bool,
         file: (u64, u64),
@@ -111,7 +121,8 @@ pub(super) enum Key {
     Peer(LinkId),
 }
 
-const TIMERS: [Timer; 11] = [
+/// In the order of their declaration, and all of them.
+const TIMERS: [Timer; 13] = [
     Timer::Handshake,
     Timer::Stall,
     Timer::WarmUp,
@@ -120,6 +131,8 @@ const TIMERS: [Timer; 11] = [
     Timer::Probation,
     Timer::Probe,
     Timer::Rehearsal,
+    Timer::Hold,
+    Timer::Grace,
     Timer::Retry,
     Timer::Start,
     Timer::Orphan,
@@ -134,12 +147,15 @@ pub(super) struct Armed {
 
 impl Armed {
     fn bit(key: Key) -> u64 {
-        match key {
-            Key::Starter(timer) => 1 << (timer as u32),
-            Key::Successor(timer) => 1 << (11 + timer as u32),
-            Key::Predecessor(timer) => 1 << (22 + timer as u32),
-            Key::Peer(_) => 0,
-        }
+        let (machine, timer) = match key {
+            Key::Starter(timer) => (0, timer),
+            Key::Successor(timer) => (1, timer),
+            Key::Predecessor(timer) => (2, timer),
+            Key::Peer(_) => return 0,
+        };
+        let place = timer as usize;
+        assert_eq!(TIMERS.get(place), Some(&timer), "the model's list of timers is out of date");
+        1 << (machine * TIMERS.len() + place)
     }
 
     pub(super) fn arm(&mut self, key: Key) {
@@ -167,7 +183,7 @@ impl Armed {
 
     /// Everything that the attempt of a successor has armed.
     pub(super) fn disarm_attempt(&mut self) {
-        self.machines &= !(0x3ff << 10);
+        TIMERS.into_iter().for_each(|timer| self.disarm(Key::Successor(timer)));
     }
 
     pub(super) fn iter(self) -> impl Iterator<Item = Key> {
@@ -228,6 +244,8 @@ pub(super) struct Process {
     pub(super) state: Option<bool>,
     /// The pidfd of its predecessor.
     pub(super) elder: Option<Pid>,
+    /// The connection to its predecessor, by its number also when it is gone.
+    pub(super) elder_link: Option<LinkId>,
     /// The pidfd of a successor whose connection is gone.
     pub(super) heir: Option<LinkId>,
     /// The lease, by the process that opened it.
@@ -270,6 +288,7 @@ impl Process {
             listed: false,
             state: None,
             elder: None,
+            elder_link: None,
             heir: None,
             lease: None,
             lock: false,
@@ -416,6 +435,14 @@ impl Process {
         let mut predecessor =
             Predecessor::new(generation, rules.entries, rules.exclusive, Deadlines::default(), who, 1);
         predecessor.set_state(rules.state.then(|| StateKind { schema: "state".to_owned(), version: 1 }));
+        self.elder_link = self.link;
+        if let (Some(link), Some(successor)) = (self.link, &self.successor)
+            && let Some(span) = successor.probation()
+        {
+            let takes_state = rules.state && successor.state_kind().is_some();
+            let who = successor.predecessor().clone();
+            predecessor.enter_probation(u64::from(link), successor.nonce(), who, takes_state, span);
+        }
         self.predecessor = Some(predecessor);
     }
 
@@ -431,6 +458,7 @@ impl Process {
         self.outgoing.clear();
         self.offered = Set::default();
         self.elder = None;
+        self.elder_link = None;
         self.heir = None;
         self.accepting = false;
         self.listed = false;

@@ -2,7 +2,7 @@
 
 use stateright::Property;
 
-use super::application::Phase;
+use super::application::{Phase, Told};
 use super::process::{Key, Life, Process};
 use super::takeovers::Takeovers;
 use super::world::World;
@@ -100,10 +100,13 @@ fn as_before(world: &World) -> bool {
         }
         let holds = process.lease.is_some() && process.lock && process.control.is_some() && process.service.is_some();
         let kernel = &world.kernel;
-        let locks = kernel.owner == Some(pid) && !kernel.parties.has(pid) && kernel.bar != Some(pid);
+        // On probation it stays a party of its takeover, where it could become one.
+        let probation = process.predecessor.as_ref().is_some_and(|owner| owner.stands_by().is_some());
+        let locks = kernel.owner == Some(pid) && (probation || !kernel.parties.has(pid)) && kernel.bar != Some(pid);
         let file = (kernel.generation, kernel.nonce) == (process.generation(), 0);
         // The application has been told, or is about to be, that it goes on.
-        let told = process.app.phase != Phase::Serving || process.app.accepts;
+        let told =
+            process.app.phase != Phase::Serving || process.app.accepts || process.app.told.contains(&Told::Resume);
         holds && locks && file && told && process.accepting
     })
 }
@@ -127,8 +130,12 @@ fn deadlines(world: &World) -> bool {
         let armed = |of: fn(Key) -> bool| process.timers.iter().any(of);
         if let Some(owner) = &process.predecessor {
             // The release is the application's to answer, and has a deadline all the same.
-            let waits = matches!(owner.phase(), status::Phase::HandingOver | status::Phase::Draining);
-            return !waits || armed(|key| matches!(key, Key::Predecessor(_)));
+            let waits = matches!(
+                owner.phase(),
+                status::Phase::HandingOver | status::Phase::Draining | status::Phase::StandingBy
+            );
+            let probation = owner.phase() == status::Phase::Serving && owner.stands_by().is_some();
+            return !(waits || probation) || armed(|key| matches!(key, Key::Predecessor(_)));
         }
         let starting = process.starter.as_ref().is_some_and(|starter| !starter.is_over());
         match &process.successor {
@@ -145,8 +152,9 @@ fn idle(world: &World) -> bool {
     world.pids().map(|pid| world.process(pid)).filter(|process| process.waits()).all(|process| {
         let serves = |owner: &Predecessor| owner.phase() == status::Phase::Serving;
         let idle = process.predecessor.as_ref().is_some_and(serves) && process.peers.is_empty();
+        let probation = process.predecessor.as_ref().is_some_and(|owner| owner.stands_by().is_some());
         let own = |key: Key| {
-            matches!(key, Key::Predecessor(timer) if timer != Timer::Rehearsal) || matches!(key, Key::Starter(_))
+            matches!(key, Key::Predecessor(timer) if timer != Timer::Rehearsal && !(probation && timer == Timer::Probation)) || matches!(key, Key::Starter(_))
         };
         !idle || !process.timers.iter().any(own)
     })

@@ -81,6 +81,22 @@ pub(super) const STOPS: Reached = ("an owner is asked to stop after `Ready`", |_
 pub(super) const JOINS: Reached = ("of two that start at once, one joins the other", |_, world| {
     world.kernel.generation == 2 && settling::owner(world).is_some()
 });
+pub(super) const STOOD_BY: Reached = ("who stood by owns, and nobody has given it back", |_, world| {
+    resumes_with(world, |owner| owner.giver().is_none())
+});
+pub(super) const ROLLED_BACK: Reached =
+    ("a service is given back", |_, world| resumes_with(world, |owner| owner.giver().is_some()));
+pub(super) const OVERDUE: Reached = ("a probation is over, and nobody says so", |_, world| {
+    let overdue = |owner: &Predecessor| owner.stands_by_for().is_some_and(|(_, overdue)| overdue);
+    world.processes.iter().any(|process| process.predecessor.as_ref().is_some_and(overdue))
+});
+pub(super) const ON_PROBATION: Reached = ("a takeover is refused because of a probation", |_, world| {
+    says(world, |message| matches!(message, Message::Refused(why) if why.code == "probation"))
+});
+pub(super) const CONFIRMED: Reached = ("a probation is confirmed", |_, world| {
+    let ends = Op::Predecessor(predecessor::Output::EndProbation);
+    world.processes.iter().any(|process| process.todo.contains(&ends))
+});
 pub(super) const SERVED: Reached = ("every client is served", |_, world| {
     world.kernel.clients.iter().all(|client| *client == super::kernel::Client::Served)
 });
@@ -88,6 +104,11 @@ pub(super) const SERVED: Reached = ("every client is served", |_, world| {
 fn resumes(world: &World, of: impl Fn(&Process) -> bool) -> bool {
     let resumes = Op::Predecessor(predecessor::Output::StartControl);
     world.processes.iter().any(|process| process.todo.contains(&resumes) && of(process))
+}
+
+/// As the third generation, after the second has owned.
+fn resumes_with(world: &World, of: impl Fn(&Predecessor) -> bool) -> bool {
+    resumes(world, |process| process.generation() == 3 && process.predecessor.as_ref().is_some_and(&of))
 }
 
 fn fails(world: &World, of: impl Fn(&Failure) -> bool) -> bool {

@@ -183,7 +183,8 @@ fn waits_by_right(rules: &Rules, world: &World, process: &Process) -> bool {
     let silent = machine.takeover().is_some_and(|(_, step, _)| step == "silent");
     let followed = (0..LINKS_EACH).any(|nth| machine.is_heir(u64::from(link_of(owner, nth))));
     let stopped = world.processes.iter().any(|process| process.stopped);
-    silent && (!followed || rules.breaks || stopped)
+    let stands_by = machine.stands_by_for().is_some();
+    (silent || stands_by) && (!followed || rules.breaks || stopped)
 }
 
 fn judge(rules: &Rules, memory: &Memory, world: &World, follow: bool) -> End {

@@ -23,6 +23,8 @@ pub(super) struct Rules {
     pub(super) attempts: u8,
     /// What a process had open is closed in any order after its end; else all at once.
     pub(super) torn: bool,
+    /// Successors ask for a probation.
+    pub(super) probation: bool,
     /// Connections may break: whoever has not heard `Owning` then waits beside his successor as long as that lives.
     pub(super) breaks: bool,
     /// The rule of the protocol that is off.
@@ -42,6 +44,8 @@ pub(super) struct Budget {
     pub(super) cuts: u8,
     /// A stranger breaks the protocol on the control socket.
     pub(super) garbage: u8,
+    /// An application, or a client, ends a probation: forwards or back.
+    pub(super) verdicts: u8,
     /// A deadline passes although something else could happen first. Where nothing else can, they pass for nothing.
     pub(super) deadlines: u8,
 }
@@ -266,7 +270,7 @@ impl World {
             },
             Op::Predecessor(output) => match output {
                 P::JoinTakeover | P::Unlock | P::Claim(_) => true,
-                P::LeaveTakeover => party,
+                P::LeaveTakeover | P::EndProbation => party,
                 // The same content again, and nobody else writes.
                 P::Record { generation, nonce } => {
                     (*generation, *nonce) != (self.kernel.generation, self.kernel.nonce)
@@ -296,6 +300,9 @@ impl World {
                 let process = self.process_mut(pid);
                 process.elder = None;
                 process.work.push_back(Work::Successor(successor::Input::Died));
+                if let Some(link) = process.elder_link {
+                    process.owner(predecessor::Input::Died(u64::from(link)));
+                }
             }
             Event::HeirDied(link) => {
                 let process = self.process_mut(pid);
@@ -361,6 +368,14 @@ impl World {
                     process.work.push_back(Work::Successor(successor::Input::Cancel(why)));
                     process.app.told.push_back(Told::Failed);
                 }
+            }
+            Event::Confirm => {
+                spend(&mut self.budget.verdicts);
+                self.process_mut(pid).owner(predecessor::Input::Confirm);
+            }
+            Event::GiveBack => {
+                spend(&mut self.budget.verdicts);
+                self.process_mut(pid).owner(predecessor::Input::GiveBack(String::new()));
             }
             Event::Garbage => {
                 spend(&mut self.budget.garbage);

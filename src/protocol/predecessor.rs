@@ -825,6 +825,7 @@ impl Predecessor {
         }
         self.forget_asker(peer);
         self.elder_hangs_up(peer);
+        self.holders.gone(peer, out);
         if !self.is_heir(peer) {
             return;
         }

@@ -13,9 +13,12 @@ use super::{FAMILY_SLOTS, MAX_COMMIT, MAX_PROBATION, MAX_RELEASE, READER_GRACE, 
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, StateKind};
 
-/// How often in a row others may be found at it before byte 0 is tried without byte 1: as many seconds, which is longer
-/// than a commit may take.
-const PATIENT_LOOKS: u8 = 3;
+/// How often in a row others may be found at it before byte 0 is tried without byte 1: longer than a commit of this owner
+/// may take, and those after it announce the same, as a rule.
+fn patient_looks(offer: &Offer, probe: Duration) -> u8 {
+    let looks = Duration::from_millis(offer.commit_ms).as_millis() / probe.as_millis().max(1) + 1;
+    u8::try_from(looks).unwrap_or(u8::MAX).max(3)
+}
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -593,8 +596,11 @@ impl Successor {
                 out.push(Output::Arm(Timer::Probe, self.probe));
             }
             // One of them will own, unless they are dead or stopped; then what this process has may be the last copies.
-            (Lock::Unsettled, Stage::Receiving { .. } | Stage::WarmingUp { .. } | Stage::Taking { .. }) => {
-                if self.looks < PATIENT_LOOKS {
+            (
+                Lock::Unsettled,
+                Stage::Receiving { offer, .. } | Stage::WarmingUp { offer } | Stage::Taking { offer },
+            ) => {
+                if self.looks < patient_looks(offer, self.probe) {
                     out.push(Output::Arm(Timer::Probe, self.probe));
                 } else {
                     self.looks = 0;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::args::{Global, UpgradeArgs};
 use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
-use crate::follow::{Follow, News, PATIENCE, is_ready, owns};
+use crate::follow::{Follow, News, PATIENCE, is_ready, owns, wait};
 use crate::hold;
 use crate::json;
 use crate::printer::Printer;
@@ -32,6 +32,8 @@ use crate::verdict::Verdict;
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the old process has to take back what an attempt had of it: it looks once a second.
 const TAKE_BACK: Duration = Duration::from_secs(5);
+/// From the moment at which the kernel frees what a process had locked to the news of its end.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How long a rollback may take: the release of the new one and the commit of the old one are in it.
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
 
@@ -239,7 +241,8 @@ impl Upgrade {
                 // Whoever owns now, the new one does not: it is back with the old one, or a third has confirmed it.
                 Ok(Some(News::Status(now))) if owns(&now) && now.generation > to.generation => {
                     if (now.pid, &now.app_version) == (self.from.pid, &self.from.app_version) {
-                        return Err(self.failed(&Over::RolledBack));
+                        let over = self.how_it_went_back();
+                        return Err(self.failed(&over));
                     }
                     return self.done(to, verdict.runs());
                 }
@@ -255,6 +258,25 @@ impl Upgrade {
             };
             if let Err(error) = turn {
                 return self.take_back(Over::Broken(error));
+            }
+        }
+    }
+
+    /// The old one owns again: because the new one has died, or because somebody wanted it so. The kernel frees the lock of
+    /// a process a moment before it tells of its end.
+    fn how_it_went_back(&mut self) -> Over {
+        let until = Instant::now() + LAST_BREATH;
+        loop {
+            match self.signalled() {
+                Some(Over::Ended(how)) if how != Ended::Code(0) => return Over::EndedLate(how),
+                Some(Over::Ended(_)) => return Over::RolledBack,
+                _ if Instant::now() >= until => return Over::RolledBack,
+                _ => {
+                    let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+                    if wait(&mut [signals], Some(until)).is_err() {
+                        return Over::RolledBack;
+                    }
+                }
             }
         }
     }

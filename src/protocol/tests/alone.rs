@@ -123,3 +123,36 @@ fn what_an_offer_announces_is_waited_for_within_limits() {
         assert!(out.contains(&Output::Arm(timer, most + READER_GRACE)), "{timer:?}: {out:?}");
     }
 }
+
+/// A commit of ten seconds is waited for that long, and a second more, before byte 1 is passed over.
+#[test]
+fn an_overtaken_successor_is_as_patient_as_its_owner_has_announced() {
+    use successor::{Input, Output};
+    for (commit_ms, looks) in [(0, 3), (2_000, 3), (10_000, 11), (u64::MAX, 61)] {
+        let hello = Successor::hello(NONCE, Who::default(), Wants::Takeover, None);
+        let deadlines = Deadlines::default();
+        let mut out = Vec::new();
+        let mut machine = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+        let offer = Offer { version: 1, generation: 1, descriptors: FAMILY_SLOTS, commit_ms, ..Offer::default() };
+        for input in [Input::Message(offer.into()), Input::Reserved(Ok(())), Input::Arrived(FAMILY_SLOTS)] {
+            machine.handle(input, &mut out);
+        }
+        machine.handle(Input::LinkLost, &mut out);
+        let mut looked = 0;
+        let bare = loop {
+            out.clear();
+            machine.handle(Input::Lock(successor::Lock::Unsettled), &mut out);
+            let bare = out.iter().find_map(|output| match output {
+                Output::TakeLock { bare, .. } => Some(*bare),
+                _ => None,
+            });
+            if let Some(bare) = bare {
+                break bare;
+            }
+            assert!(out.contains(&Output::Arm(Timer::Probe, deadlines.probe)), "{out:?}");
+            machine.handle(Input::Expired(Timer::Probe), &mut out);
+            looked += 1;
+        };
+        assert!(bare && looked == looks, "{commit_ms} ms: {looked} looks");
+    }
+}
