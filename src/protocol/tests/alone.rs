@@ -141,7 +141,7 @@ fn an_overtaken_successor_is_as_patient_as_its_owner_has_announced() {
         let mut looked = 0;
         let bare = loop {
             out.clear();
-            machine.handle(Input::Lock(successor::Lock::Unsettled), &mut out);
+            machine.handle(Input::Lock(Lock::Unsettled), &mut out);
             let bare = out.iter().find_map(|output| match output {
                 Output::TakeLock { bare, .. } => Some(*bare),
                 _ => None,
