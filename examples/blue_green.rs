@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use crate::args::ServerArgs;
 use crate::failure::Failure;
 use crate::fleet::Fleet;
-use crate::load::{Load, Plan};
+use crate::load::{ANSWER_WITHIN, Load, Plan};
 use crate::report::{Report, Takeover};
 
 #[path = "support/args.rs"]
@@ -110,6 +110,10 @@ enum Role {
         #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(0..=1000))]
         new_connection: u32,
 
+        /// A request without an answer for that long counts as failed
+        #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = args::duration)]
+        answer_within: Duration,
+
         /// Print one JSON object; times are in milliseconds
         #[arg(long)]
         json: bool,
@@ -121,9 +125,9 @@ async fn main() -> ExitCode {
     let mut cli = Cli::parse();
     match cli.role.take() {
         Some(Role::Serve { server }) => serve(server).await,
-        Some(Role::Load { address, rate, keep_alive, new_connection, json }) => {
+        Some(Role::Load { address, rate, keep_alive, new_connection, answer_within, json }) => {
             check_clients(rate, keep_alive + new_connection);
-            load_only(Plan { address, rate, keep_alive, new_connection }, json).await
+            load_only(Plan { address, rate, keep_alive, new_connection, answer_within }, json).await
         }
         None => {
             check_clients(cli.rate, cli.keep_alive + cli.new_connection);
@@ -204,7 +208,13 @@ impl Deployment {
         self.fleet.newest_tells("owning").await?;
 
         let Cli { rate, keep_alive, new_connection, takeovers, pause, .. } = self.cli;
-        let load = self.load.insert(Load::start(Plan { address, rate, keep_alive, new_connection })?);
+        let load = self.load.insert(Load::start(Plan {
+            address,
+            rate,
+            keep_alive,
+            new_connection,
+            answer_within: ANSWER_WITHIN,
+        })?);
         self.bar.set_message("a calm stretch first");
         tokio::time::sleep(CALM_FIRST).await;
 

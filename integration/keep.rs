@@ -1,6 +1,7 @@
 //! `ctl keep`: what it keeps beside an owner, and what clients see while nobody serves.
 
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -319,6 +320,30 @@ fn a_signal_ends_it_beside_an_owner_and_tells_what_is_lost_without_one() {
     assert!(TcpStream::connect(&address).is_err());
     let run = Run::of(&mut ctl(&scene, "keep"));
     assert_eq!((run.code, &run.json()["error"]["code"]), (3, &json!("nobody")));
+}
+
+/// In a pod it starts first, and in a folder that others can write to.
+#[test]
+fn told_to_wait_it_is_there_before_the_service_is() {
+    let scene = Scene::new();
+    let mut waiting = Keeper { run: Running::new(ctl(&scene, "keep").args(["--wait", "--allow-shared-folder"])) };
+    let mut ended = Keeper { run: Running::new(ctl(&scene, "keep").arg("--wait")) };
+    waiting.event("nobody");
+    ended.event("nobody");
+    std::fs::set_permissions(scene.folder(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    ended.run.signal(Signal::SIGTERM);
+    assert_eq!(ended.run.code(), 0);
+    let (mut first, address) = scene.serve("1", json!({"allow_shared_folder": true}));
+    waiting.event("following");
+    let refused = Run::of(&mut ctl(&scene, "keep"));
+    assert_eq!((refused.code, &refused.json()["error"]["code"]), (1, &json!("unsafe-folder")));
+    let rehearsal = Run::of(ctl(&scene, "handoff").arg("--allow-shared-folder"));
+    assert_eq!((rehearsal.code, &rehearsal.json()["passed"]), (0, &json!(true)));
+    first.kill();
+    waiting.event("holding");
+    let client = TcpStream::connect(&address).unwrap();
+    let (second, _) = scene.serve("2", json!({"allow_shared_folder": true}));
+    assert_eq!(visitor::answer(client).pid, second.pid());
 }
 
 /// A control path that was removed leads to another listener afterwards: the keeper has that one, too.

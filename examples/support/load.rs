@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) keep_alive: u32,
     /// Clients that open a connection for each request.
     pub(crate) new_connection: u32,
+    /// A request without an answer for that long is given up and counted as failed.
+    pub(crate) answer_within: Duration,
 }
 
 /// The running load.
@@ -55,7 +57,7 @@ impl Load {
         let (metronome, beats) = Metronome::start(plan.rate, plan.keep_alive + plan.new_connection)?;
         let mut clients = JoinSet::new();
         for (n, beats) in (0..).zip(beats) {
-            let client = Client { address: plan.address, keeps: n < plan.keep_alive, kept: None };
+            let client = Client { plan, keeps: n < plan.keep_alive, kept: None };
             clients.spawn(client.run(beats, Arc::clone(&ledger)));
         }
         Ok(Load { ledger, clients, metronome, since: clock::now() })
@@ -134,8 +136,8 @@ pub(crate) struct Tally {
 /// How many failures are kept in words: enough to see a pattern in.
 const FAILURES_KEPT: usize = 10;
 
-/// A request without an answer for that long is given up and counted as failed.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a request may go without an answer where nothing else is said.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the clients may take for what is due at the end.
 const FINISH_WITHIN: Duration = Duration::from_secs(10);
@@ -279,7 +281,7 @@ impl<E: Error + 'static> From<E> for Miss {
 /// One client, with at most one request under way.
 #[derive(Debug)]
 struct Client {
-    address: SocketAddr,
+    plan: Plan,
     /// Whether it uses a connection for as long as the server lets it.
     keeps: bool,
     kept: Option<Sender>,
@@ -292,9 +294,10 @@ impl Client {
         while let Some(due) = beats.recv().await {
             let touched = ledger.count().in_takeover;
             let sent = clock::now();
-            let answer = match timeout(ANSWER_WITHIN, self.ask()).await {
+            let within = self.plan.answer_within;
+            let answer = match timeout(within, self.ask()).await {
                 Ok(answer) => answer,
-                Err(_) => Err(Miss { kind: LATE, words: format!("no answer within {ANSWER_WITHIN:?}") }),
+                Err(_) => Err(Miss { kind: LATE, words: format!("no answer within {within:?}") }),
             };
             ledger.enter(&self, due, sent, touched, answer);
         }
@@ -307,9 +310,9 @@ impl Client {
     async fn ask(&mut self) -> Result<String, Miss> {
         let mut sender = match self.kept.take() {
             Some(sender) => sender,
-            None => connect(self.address).await?,
+            None => connect(self.plan.address).await?,
         };
-        let mut request = Request::get("/").header(HOST, self.address.to_string());
+        let mut request = Request::get("/").header(HOST, self.plan.address.to_string());
         if !self.keeps {
             // It is the server that closes then, so that neither side has to cut anything off.
             request = request.header(CONNECTION, "close");

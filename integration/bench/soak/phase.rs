@@ -18,7 +18,7 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::figures::{Figures, Rule};
 use crate::holdings::{self, Holdings, Sockets, Watch};
-use crate::load::{Load, Plan, Tally};
+use crate::load::{ANSWER_WITHIN, Load, Plan, Tally};
 use crate::server::Conduct;
 use crate::stage::Stage;
 
@@ -94,7 +94,13 @@ pub(crate) struct Phase {
 impl Phase {
     /// Starts the clients.
     pub(crate) fn begin(kind: Kind, stage: &Stage, service: &Service, rate: u32) -> Result<Phase, Failure> {
-        let plan = Plan { address: service.web, rate, keep_alive: KEEP_ALIVE, new_connection: NEW_CONNECTION };
+        let plan = Plan {
+            address: service.web,
+            rate,
+            keep_alive: KEEP_ALIVE,
+            new_connection: NEW_CONNECTION,
+            answer_within: ANSWER_WITHIN,
+        };
         Ok(Phase {
             kind,
             figures: Figures::default(),

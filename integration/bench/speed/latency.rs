@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::failure::Failure;
 use crate::figure::Paired;
 use crate::fleet::Fleet;
-use crate::load::{Load, Plan, Tally};
+use crate::load::{ANSWER_WITHIN, Load, Plan, Tally};
 
 /// Percentiles that are told.
 pub(crate) const PERCENTILES: [f64; 3] = [50.0, 99.0, 99.9];
@@ -55,7 +55,8 @@ async fn stretches(fleet: &mut Fleet, extent: Extent) -> Result<Latencies, Failu
     launch(fleet, 1)?;
     let address = fleet.newest_tells("started").await?.address.ok_or("it told no address")?;
     fleet.newest_tells("owning").await?;
-    let plan = Plan { address, rate: extent.rate, keep_alive: CLIENTS, new_connection: CLIENTS };
+    let plan =
+        Plan { address, rate: extent.rate, keep_alive: CLIENTS, new_connection: CLIENTS, answer_within: ANSWER_WITHIN };
     let mut latencies = Latencies {
         percentiles: vec![Paired::default(); PERCENTILES.len()],
         longest: Paired::default(),

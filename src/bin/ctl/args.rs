@@ -192,6 +192,10 @@ pub(crate) struct HandoffArgs {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = time::parse, requires = "commit")]
     pub(crate) drain: Duration,
 
+    /// Accept a folder of the control socket that other users can write to, such as an `emptyDir` of Kubernetes
+    #[arg(long)]
+    pub(crate) allow_shared_folder: bool,
+
     /// Program that gets the listeners by socket activation, and its arguments
     #[arg(last = true, value_name = "CMD", requires = "commit")]
     pub(crate) command: Vec<OsString>,
@@ -284,15 +288,20 @@ pub(crate) struct RescueArgs {
 Examples:
   ctl --socket /run/shop/handoff.sock keep             beside the service, as a unit or a container of its own
   ctl --socket /run/shop/handoff.sock keep --replace   a new version of ctl in place of the one that keeps
+  ctl --socket /run/shop/handoff.sock keep --wait      where it may be started before the service, as in a pod
 
-With --json: one object a line: event (following, holding, stopped, replaced), generation, entries (a number), waiting \
-(connections in the queues, while it owns).
+With --json: one object a line: event (following, holding, stopped, replaced; with --wait nobody, while nobody listens \
+yet), generation, entries (a number), waiting (connections in the queues, while it owns).
 
 Exit codes: 0 it was told to leave, or replaced; 1 refused or failed; 3 nobody listens. --timeout is for the first answer.")]
 pub(crate) struct KeepArgs {
     /// In place of those that keep the listeners now: they leave once this one has everything
     #[arg(long)]
     pub(crate) replace: bool,
+
+    /// Where nobody listens yet, wait for the first start of the service, for as long as it takes
+    #[arg(long)]
+    pub(crate) wait: bool,
 
     /// User who may take part beside this one and root, as the service itself allows him; may be repeated
     #[arg(long, value_name = "UID")]
@@ -301,6 +310,10 @@ pub(crate) struct KeepArgs {
     /// Group that may take part, as the service itself allows it; may be repeated
     #[arg(long, value_name = "GID")]
     pub(crate) allow_gid: Vec<u32>,
+
+    /// Accept a folder of the control socket that other users can write to, such as an `emptyDir` of Kubernetes
+    #[arg(long)]
+    pub(crate) allow_shared_folder: bool,
 }
 
 /// Show who serves, since when, what it holds, and whether a takeover or a drain is under way

@@ -20,7 +20,10 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const NAME: &str = concat!("ctl ", env!("CARGO_PKG_VERSION"));
 
 pub(crate) fn run(global: &Global, args: &HandoffArgs, printer: Printer) -> Result<ExitCode, Failure> {
-    let handoff = Handoff::at(global.socket()?).app_version(NAME).start_within(global.timeout_or(TIMEOUT));
+    let handoff = Handoff::at(global.socket()?)
+        .app_version(NAME)
+        .allow_shared_folder(args.allow_shared_folder)
+        .start_within(global.timeout_or(TIMEOUT));
     let rehearsal = handoff.rehearse()?;
     let shown = chosen(&rehearsal, &args.name)?;
     printer.print(|| text(&rehearsal, &shown), || object(&rehearsal, &shown))?;

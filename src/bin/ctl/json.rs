@@ -26,7 +26,6 @@ pub(crate) fn status(status: &Status) -> Value {
         "probation": status.probation.as_ref().map(probation),
         "hold": status.hold.as_ref().map(hold),
         "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
-        "keepers": status.keepers.iter().map(keeper).collect::<Vec<_>>(),
         "listeners": status.listeners.iter().map(listener).collect::<Vec<_>>(),
     })
 }

@@ -1,39 +1,79 @@
 //! `ctl keep`: keeps the listeners beside the owner, and holds them while there is none.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
-use heirloom::{Handoff, Holder, HolderEvent};
+use heirloom::{Error, Handoff, Holder, HolderEvent};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::args::{Global, KeepArgs};
 use crate::failure::Failure;
-use crate::follow;
+use crate::follow::{self, Follow, News};
 use crate::handoff::{NAME, TIMEOUT};
 use crate::printer::Printer;
 use crate::signals::Signals;
 
 pub(crate) fn run(global: &Global, args: &KeepArgs, printer: Printer) -> Result<ExitCode, Failure> {
     let signals = Signals::take()?;
-    let mut handoff = Handoff::at(global.socket()?)
+    loop {
+        if args.wait && !somebody_listens(global.socket()?, &signals, printer)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        match hold(handoff(global, args)?, &signals, printer) {
+            // It went between the one look and the other.
+            Err(Error::Nobody { .. }) if args.wait => {}
+            held => return Ok(held.map(|()| ExitCode::SUCCESS)?),
+        }
+    }
+}
+
+fn handoff(global: &Global, args: &KeepArgs) -> Result<Handoff, Failure> {
+    let handoff = Handoff::at(global.socket()?)
         .app_version(NAME)
         .start_within(global.timeout_or(TIMEOUT))
+        .allow_shared_folder(args.allow_shared_folder)
         .replace_holders(args.replace);
-    for uid in &args.allow_uid {
-        handoff = handoff.allow_uid(*uid);
+    let handoff = args.allow_uid.iter().fold(handoff, |handoff, uid| handoff.allow_uid(*uid));
+    Ok(args.allow_gid.iter().fold(handoff, |handoff, gid| handoff.allow_gid(*gid)))
+}
+
+/// Waits until somebody listens; not, where this process is told to end.
+fn somebody_listens(socket: &Path, signals: &Signals, printer: Printer) -> Result<bool, Failure> {
+    let mut follow = Follow::new(socket);
+    let mut told = false;
+    loop {
+        while let Some(caught) = signals.next() {
+            if caught.signal != Signal::SIGCHLD {
+                return Ok(false);
+            }
+        }
+        match follow.news()? {
+            Some(News::Status(_)) => return Ok(true),
+            Some(News::Nobody(_)) if told => {}
+            Some(News::Nobody(_)) => {
+                told = true;
+                let _ = printer.print(
+                    || "nobody listens yet: waiting for the service\n".to_owned(),
+                    || json!({"event": "nobody", "generation": null, "entries": 0, "waiting": null}),
+                );
+            }
+            None => follow.wait(&[PollFd::new(signals.as_fd(), PollFlags::POLLIN)], None)?,
+        }
     }
-    for gid in &args.allow_gid {
-        handoff = handoff.allow_gid(*gid);
-    }
+}
+
+/// Keeps everything until it is told to leave.
+fn hold(handoff: Handoff, signals: &Signals, printer: Printer) -> Result<(), Error> {
     let mut holder = handoff.begin_hold()?;
     let stopper = holder.stopper();
     loop {
         while let Some(event) = holder.process()? {
             tell(&holder, event, printer);
             if matches!(event, HolderEvent::Stopped | HolderEvent::Replaced) {
-                return Ok(ExitCode::SUCCESS);
+                return Ok(());
             }
             // What the start took of the program, and a change, is not needed again for long.
             holder.trim();

@@ -34,6 +34,7 @@ pub(crate) fn run(global: &Global, args: HandoffArgs, printer: Printer) -> Resul
     let handoff = Handoff::at(socket)
         .app_version(NAME)
         .holding(args.command.is_empty())
+        .allow_shared_folder(args.allow_shared_folder)
         .drain_within(args.drain)
         .start_within(within);
     let starting = start(handoff, &signals)?;
