@@ -8,6 +8,7 @@
 mod actor;
 mod bad_input;
 mod compared;
+mod cost;
 mod ctl;
 mod descriptors;
 mod drain;

@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::actor;
+use crate::{actor, cost};
 
 /// No step of a test takes as long, on any machine; it only ends those that would never end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +35,7 @@ const ENTRY: [&str; 4] = ["--exact", "puppet::entry", "--nocapture", "--test-thr
 fn entry() {
     match std::env::var(ROLE).as_deref() {
         Ok("child") => actor::tell_descriptors(),
+        Ok(cost::COUNTED) => cost::run(),
         Ok(_) => actor::run(),
         Err(_) => {}
     }
