@@ -34,6 +34,21 @@ const BATCH: u64 = 253;
 /// The parts of a process's time, in this order.
 const PARTS: [&str; 5] = ["started", "claimed", "serving", "leaving", "drained"];
 
+/// The most system calls of a takeover of one entry: the successor's until everything is here, its commit, and what the
+/// predecessor does about all of it until it has left.
+const STARTED: u64 = 53;
+const SERVING: u64 = 50;
+const LEFT: u64 = 90;
+/// The most allocations of each part: of a takeover of one entry, and for each entry more.
+const ALLOCATIONS: [(&str, u64, f64); 5] =
+    [("started", 110, 7.0), ("claimed", 6, 2.5), ("serving", 60, 1.2), ("leaving", 165, 2.5), ("drained", 32, 0.05)];
+
+/// How often a process waits, and finds that there is nothing more, is the scheduler's to say: these are not counted.
+const WAITS: [&str; 7] =
+    ["epoll_wait", "poll", "ppoll", "getpid", "restart_syscall", "timerfd_settime", "rt_sigprocmask"];
+/// Nor is what the allocator asks for, which depends on the C library; allocations have a test of their own.
+const MEMORY: [&str; 6] = ["brk", "madvise", "mmap", "mprotect", "mremap", "munmap"];
+
 /// The counted process: it waits for a line, takes over or is the first, and ends when the next one has taken over.
 pub(crate) fn run() -> ! {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -90,6 +105,9 @@ fn counted(scene: &Scene, entries: u64) -> (Puppet, u64) {
 /// What one takeover took of each part: the successor's until it serves, and the owner's from then on that it serves.
 type Parts = BTreeMap<&'static str, u64>;
 
+/// System calls by part and by name.
+type Calls = BTreeMap<&'static str, BTreeMap<String, u64>>;
+
 fn allocated(puppet: &mut Puppet, parts: &[&'static str]) -> Parts {
     parts.iter().map(|part| (*part, puppet.event(part)["allocations"].as_u64().unwrap())).collect()
 }
@@ -108,7 +126,7 @@ fn allocations_of(entries: u64) -> Parts {
 }
 
 /// The system calls of a takeover of so many entries, by part and by name; `None` where there is no strace.
-fn calls_of(entries: u64) -> Option<BTreeMap<&'static str, BTreeMap<String, u64>>> {
+fn calls_of(entries: u64) -> Option<Calls> {
     const SHOWN: [&str; 2] = ["-s", "64"];
     let scene = Scene::new();
     let (mut owner, owner_thread) = counted(&scene, entries);
@@ -128,8 +146,8 @@ fn calls_of(entries: u64) -> Option<BTreeMap<&'static str, BTreeMap<String, u64>
 }
 
 /// Counts lines of strace up to that which tells of each part.
-fn by_part(lines: &[String], parts: &[&'static str]) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
-    let mut calls: BTreeMap<&'static str, BTreeMap<String, u64>> = BTreeMap::new();
+fn by_part(lines: &[String], parts: &[&'static str]) -> Calls {
+    let mut calls = Calls::new();
     let mut left = parts.iter();
     let mut part = left.next();
     for line in lines {
@@ -137,6 +155,9 @@ fn by_part(lines: &[String], parts: &[&'static str]) -> BTreeMap<&'static str, B
         let Some((call, arguments)) = line.split_once('(') else { continue };
         if call == "write" && arguments.contains(&format!("\\\"event\\\":\\\"{now}\\\"")) {
             part = left.next();
+            continue;
+        }
+        if WAITS.contains(&call) || MEMORY.contains(&call) || arguments.contains(" EAGAIN ") {
             continue;
         }
         // Not the rest of a call that was shown before, nor a signal.
@@ -148,14 +169,43 @@ fn by_part(lines: &[String], parts: &[&'static str]) -> BTreeMap<&'static str, B
     calls
 }
 
+/// The sum of some parts.
+fn sum(calls: &Calls, parts: &[&str]) -> u64 {
+    parts.iter().filter_map(|part| calls.get(part)).flat_map(BTreeMap::values).sum()
+}
+
 #[test]
 fn the_system_calls_of_a_takeover_are_counted() {
     let (Some(one), Some(few), Some(many)) = (calls_of(1), calls_of(BATCH), calls_of(9 * BATCH)) else { return };
-    println!("{one:#?}\n{few:#?}\n{many:#?}");
+    let batches = 8;
+    let growth = |parts: &[&str]| sum(&many, parts).saturating_sub(sum(&few, parts));
+
+    // At most three for 253 descriptors, on either side: the owner sends the list and the descriptors, and reads now and
+    // then that they have come; the successor reads the head of the list, the list, and the descriptors. It acknowledges
+    // when it finds no more: once for all of them, or up to once for each batch where it keeps up.
+    let acknowledged = |calls: &Calls| calls[PARTS[0]].get("sendto").copied().unwrap_or_default();
+    let acknowledged = acknowledged(&many) - acknowledged(&few).min(acknowledged(&many));
+    assert!(growth(&PARTS[3..]) <= 3 * batches, "the owner: {}", growth(&PARTS[3..]));
+    assert!(growth(&PARTS[..1]) <= 3 * batches + acknowledged, "the successor: {}", growth(&PARTS[..1]));
+    assert!(acknowledged <= batches, "the successor acknowledged {acknowledged} times");
+    // One look at each entry that the application claims, before it gets it.
+    assert!(growth(&PARTS[1..2]) <= batches * BATCH, "the claims: {}", growth(&PARTS[1..2]));
+    // The commit costs the same for any number; it may fall together with the first words of a predecessor that leaves.
+    assert!(sum(&many, &PARTS[2..3]) <= SERVING, "the commit: {many:#?}");
+
+    // What one takeover of one entry costs; a few more or less with what else happens on the machine.
+    for (parts, most) in [(&PARTS[..1], STARTED), (&PARTS[1..2], 1), (&PARTS[2..3], SERVING), (&PARTS[3..], LEFT)] {
+        let found = sum(&one, parts);
+        assert!(found <= most, "{parts:?}: {found} system calls, {most} at most: {one:#?}");
+    }
 }
 
 #[test]
 fn the_allocations_of_a_takeover_are_counted() {
     let (one, few, many) = (allocations_of(1), allocations_of(BATCH), allocations_of(9 * BATCH));
-    println!("{one:?}\n{few:?}\n{many:?}");
+    for (part, most, each) in ALLOCATIONS {
+        assert!(one[part] <= most, "{part}: {} allocations, {most} at most", one[part]);
+        let growth = many[part].saturating_sub(few[part]) as f64 / (8 * BATCH) as f64;
+        assert!(growth <= each, "{part}: {growth:.2} allocations an entry, {each} at most");
+    }
 }

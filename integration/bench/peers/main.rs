@@ -24,6 +24,7 @@ use crate::load::{Load, Plan, Tally};
 mod args;
 #[path = "../../../examples/support/clock.rs"]
 mod clock;
+#[allow(dead_code, reason = "this program tells of its errors itself")]
 #[path = "../../../examples/support/failure.rs"]
 mod failure;
 #[allow(dead_code, reason = "the benchmark of this crate tells more")]
@@ -119,6 +120,7 @@ async fn row(cli: &Cli) -> Result<String, Failure> {
         let calm = load.finish().await;
 
         let load = Load::start(plan)?;
+        load.takeover_begins();
         let began = Instant::now();
         let mut due = began + cli.every / 2;
         while due < began + cli.stretch {

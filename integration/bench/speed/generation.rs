@@ -132,12 +132,12 @@ fn wait(role: &Role, serving: &mut Serving) -> Result<(), Failure> {
 
 /// Writes the state, whose time is the application's own, and lets go.
 fn release(role: &Role, serving: &mut Serving, bytes: u64) -> Result<(), Failure> {
+    let chunk = vec![0x5a; usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK)];
     let began = Instant::now();
     let mut snapshot = serving.snapshot()?;
     if role.unchecked {
         snapshot = snapshot.without_checksum();
     }
-    let chunk = vec![0x5a; CHUNK];
     let mut left = bytes;
     while left > 0 {
         let part = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);

@@ -121,7 +121,15 @@ pub(crate) fn of(report: &Report) -> Vec<Goal> {
         goals.push(Goal::at_most("wake-ups of an idle owner a second", 0.0, "", idle.wakes));
         goals.push(Goal::at_most("system calls of an idle owner a second", 0.0, "", idle.runs));
         if let Some(more) = idle.own.more() {
-            goals.push(Goal::at_most("memory of an idle owner beyond a plain server's", 1024.0, " KiB", more));
+            goals.push(Goal::at_most(
+                "memory of its own of an idle owner, beyond a plain server's",
+                1024.0,
+                " KiB",
+                more,
+            ));
+        }
+        if let Some(more) = idle.resident.more() {
+            goals.push(Goal::at_most("the same with its pages of the program", 1024.0, " KiB", more));
         }
     }
     goals
@@ -131,10 +139,10 @@ pub(crate) fn of(report: &Report) -> Vec<Goal> {
 fn descriptors(many: &Takeover) -> Vec<Goal> {
     let mut goals = Vec::new();
     if let Some(part) = many.received.part() {
-        goals.push(Goal::at_least("10,000 listeners received, of the bare rate", 80.0, " %", part));
+        goals.push(Goal::at_least("10,000 listeners received, list and all, of the bare rate", 80.0, " %", part));
     }
     if let Some(part) = many.whole.part() {
-        goals.push(Goal::at_least("the same until they are checked, claimed and owned", 80.0, " %", part));
+        goals.push(Goal::at_least("the same until all are checked, claimed and owned", 80.0, " %", part));
     }
     if let Some(open) = Spread::of(&many.open) {
         // A process has some of its own: its streams, the family's, what it waits with.

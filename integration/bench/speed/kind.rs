@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::goals::grouped;
+
 /// What a takeover is measured with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
@@ -28,12 +30,15 @@ impl Kind {
         }
     }
 
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Kind::Listener => "TCP listeners",
-            Kind::Connection => "TCP connections",
-            Kind::Memfd => "memfds",
-        }
+    /// So many of them.
+    pub(crate) fn words(self, count: usize) -> String {
+        let word = match self {
+            Kind::Listener => "TCP listener",
+            Kind::Connection => "TCP connection",
+            Kind::Memfd => "memfd",
+        };
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{} {word}{plural}", grouped(count))
     }
 }
 

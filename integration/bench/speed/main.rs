@@ -182,17 +182,17 @@ fn measure(cli: &Cli, report: &mut Report) -> Result<(), Failure> {
                 if count > most {
                     continue;
                 }
-                say(&format!("takeovers with {count} {}", kind.word()));
+                say(&format!("takeovers of {}", kind.words(count)));
                 let many = if count >= 10_000 { 8 } else { 30 };
                 report.takeovers.push(takeovers::measure(folder, kind, count, rounds(many))?);
             }
         }
     }
     if wanted(Part::Streams) {
-        let counts: &[usize] = if cli.quick { &[20_000] } else { &[100_000, 1_000_000] };
+        let counts: &[usize] = if cli.quick { &[10_000] } else { &[10_000, 100_000, 1_000_000] };
         for count in counts.iter().copied() {
-            say(&format!("a stream of {count} descriptors"));
-            let many = if count > 100_000 { 4 } else { 12 };
+            say(&format!("a stream of {} descriptors", goals::grouped(count)));
+            let many = if count > 100_000 { 4 } else { 16 };
             report.streams.push(stream::measure(folder, count, rounds(many), report.limit)?);
         }
     }

@@ -119,32 +119,38 @@ impl Report {
         )
     }
 
-    fn tables(&self) -> [Table; 4] {
-        [self.handovers(), self.others(), self.latency(), self.verdicts()]
+    fn tables(&self) -> [Table; 5] {
+        [self.handovers(), self.streams(), self.others(), self.latency(), self.verdicts()]
     }
 
     /// What is handed over, against the bare system calls.
     fn handovers(&self) -> Table {
-        let mut table = Table::new(["handed over", "heirloom, ms", "bare, ms", "times", "descriptors/s", "of bare"]);
+        let mut table = Table::new(["handed over", "heirloom, ms", "received", "claimed", "bare, ms", "times"]);
         for takeover in &self.takeovers {
-            let what = format!("{} {}", grouped(takeover.count), takeover.kind.word());
             table.row([
-                what,
+                takeover.kind.words(takeover.count),
                 millis(takeover.whole.ours()),
+                millis(takeover.received.ours()),
+                millis(Spread::of(&takeover.claims)),
                 millis(takeover.whole.floor()),
                 cell(takeover.whole.ratio()),
-                rate(takeover.count, takeover.received.ours()),
-                percent(takeover.received.part()),
             ]);
         }
+        table
+    }
+
+    /// What goes on and on to a receiver that keeps nothing.
+    fn streams(&self) -> Table {
+        let mut table =
+            Table::new(["stream of", "heirloom, a second", "bare, a second", "of bare", "with the list, ms"]);
         for stream in &self.streams {
+            let rate = |took: Option<Spread>| took.map_or_else(|| "-".to_owned(), |took| rate(stream.count, took));
             table.row([
-                format!("{} as a stream", grouped(stream.count)),
+                format!("{} descriptors", grouped(stream.count)),
+                rate(stream.received.ours()),
+                rate(stream.received.floor()),
+                cell(stream.received.part()) + " %",
                 millis(Spread::of(&stream.whole)),
-                millis(stream.received.floor()),
-                "-".to_owned(),
-                rate(stream.count, stream.received.ours()),
-                percent(stream.received.part()),
             ]);
         }
         table
@@ -236,19 +242,14 @@ fn cell(spread: Option<Spread>) -> String {
     spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string())
 }
 
-fn percent(spread: Option<Spread>) -> String {
-    spread.map_or_else(|| "-".to_owned(), |spread| format!("{spread} %"))
-}
-
 /// Microseconds as milliseconds.
 fn millis(spread: Option<Spread>) -> String {
     cell(spread.map(|spread| spread.scaled(1e-3)))
 }
 
 /// How many a second, in words.
-fn rate(count: usize, took_us: Option<Spread>) -> String {
-    let Some(took) = took_us else { return "-".to_owned() };
-    match count as f64 * 1e6 / took.median {
+fn rate(count: usize, took_us: Spread) -> String {
+    match count as f64 * 1e6 / took_us.median {
         rate if rate >= 1e6 => format!("{:.2} million", rate / 1e6),
         rate => grouped(rate as usize),
     }
