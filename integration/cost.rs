@@ -132,8 +132,6 @@ fn calls_of(entries: u64) -> Option<Calls> {
     owner.tell(&Value::Null);
     owner.event(PARTS[2]);
     let (mut successor, successor_thread) = counted(&scene, entries);
-    let attach =
-        |thread| Strace::attach(thread, &SHOWN).map_err(|why| crate::puppet::skip(&format!("strace: {why}"))).ok();
     let (owner_calls, successor_calls) = (attach(owner_thread)?, attach(successor_thread)?);
     successor.tell(&Value::Null);
     successor.event(PARTS[2]);
