@@ -266,7 +266,7 @@ fn raise_limit() -> Result<u64, Failure> {
 
 /// Descriptors that a process of the bench has beside the entries.
 const SPARE: usize = 200;
-/// More entries than any service has; their ports would run out.
+/// More entries than any service has.
 const MOST: usize = 20_000;
 /// Requests a second, of all clients together.
 const RATE: u32 = 2000;
