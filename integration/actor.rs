@@ -900,7 +900,7 @@ fn describe(error: &Error) -> Value {
     })
 }
 
-fn tell(event: &str, mut with: Value) {
+pub(crate) fn tell(event: &str, mut with: Value) {
     with["event"] = json!(event);
     say(&with);
 }

@@ -9,6 +9,7 @@ mod actor;
 mod bad_input;
 mod broken;
 mod compared;
+mod cost;
 mod ctl;
 mod descriptors;
 mod drain;

@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::{actor, broken};
+use crate::{actor, broken, cost};
 
 /// No step of a test takes as long, on any machine; it only ends those that would never end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,6 +37,7 @@ fn entry() {
         Ok("child") => actor::tell_descriptors(),
         Ok(broken::ROLE) => broken::run(),
         Ok(broken::CHECK) => broken::check(),
+        Ok(cost::COUNTED) => cost::run(),
         Ok(_) => actor::run(),
         Err(_) => {}
     }

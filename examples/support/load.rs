@@ -91,6 +91,22 @@ impl Load {
         }
     }
 
+    /// How many versions have answered.
+    #[allow(dead_code, reason = "who replaces what does not know its versions by name asks this")]
+    pub(crate) fn versions(&self) -> usize {
+        self.ledger.firsts.borrow().len()
+    }
+
+    /// Waits until more than these versions have answered, and tells when the newest of them did first.
+    #[allow(dead_code, reason = "who replaces what does not know its versions by name asks this")]
+    pub(crate) async fn another_answers(&self, known: usize) -> Duration {
+        let mut firsts = self.ledger.firsts.subscribe();
+        match firsts.wait_for(|firsts| firsts.len() > known).await {
+            Ok(firsts) => firsts.values().max().copied().unwrap_or_default(),
+            Err(_) => unreachable!("the ledger holds the sender, and this holds the ledger"),
+        }
+    }
+
     /// Lets each client make the requests that are due, and tells what was counted.
     pub(crate) async fn finish(mut self) -> Tally {
         self.metronome.stop();
@@ -131,6 +147,9 @@ pub(crate) struct Tally {
     pub(crate) calm: Histogram<u64>,
     /// Latencies of good answers to requests that a takeover touched, in microseconds.
     pub(crate) takeovers: Histogram<u64>,
+    /// All of these again, by what kind of client asked.
+    pub(crate) new_connections: Histogram<u64>,
+    pub(crate) kept_alive: Histogram<u64>,
 }
 
 /// How many failures are kept in words: enough to see a pattern in.
@@ -183,6 +202,7 @@ struct Count {
 
 impl Ledger {
     fn new() -> Result<Ledger, hdrhistogram::CreationError> {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS);
         let tally = Tally {
             time: Duration::ZERO,
             requests: 0,
@@ -191,8 +211,10 @@ impl Ledger {
             failed_by: BTreeMap::new(),
             by_version: BTreeMap::new(),
             failures: Vec::new(),
-            calm: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
-            takeovers: Histogram::new_with_bounds(1, LONGEST_LATENCY, DIGITS)?,
+            calm: histogram()?,
+            takeovers: histogram()?,
+            new_connections: histogram()?,
+            kept_alive: histogram()?,
         };
         let window = Histogram::new_from(&tally.takeovers);
         let count = Mutex::new(Count { tally, in_takeover: false, window, left: BTreeMap::new() });
@@ -225,6 +247,8 @@ impl Ledger {
                 } else {
                     count.tally.calm.saturating_record(micros(latency));
                 }
+                let kind = if client.keeps { &mut count.tally.kept_alive } else { &mut count.tally.new_connections };
+                kind.saturating_record(micros(latency));
                 let answers = count.tally.by_version.entry(version.clone()).or_default();
                 *answers += 1;
                 if *answers == 1 {

@@ -28,9 +28,19 @@ impl Kept {
 }
 
 impl Driver {
+    /// Writes the inventory at the end of a call from outside; `true`: not yet. With many entries that is left to the next
+    /// turn, once for all that the application claims in a row: each would write down all that came before it.
+    pub(super) fn leave_small_inventory(&mut self) -> bool {
+        if self.table.len() > AT_ONCE { self.inventory_is_due() } else { self.leave_inventory() }
+    }
+
+    fn inventory_is_due(&self) -> bool {
+        self.inventory.stale && self.owns() && self.phase() != Phase::HandingOver
+    }
+
     /// Writes the inventory, where it has changed; `true`: not yet.
     pub(super) fn leave_inventory(&mut self) -> bool {
-        if !self.inventory.stale || !self.owns() || self.phase() == Phase::HandingOver {
+        if !self.inventory_is_due() {
             return false;
         }
         if !self.notices.is_empty() && self.table.len() > AT_ONCE {

@@ -358,8 +358,7 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        self.leave_inventory();
-        if !self.notices.is_empty() || self.has_more() {
+        if self.leave_small_inventory() || !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
         self.set_timer()

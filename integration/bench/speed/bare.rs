@@ -64,17 +64,7 @@ fn receive(role: &Role) -> Result<(Vec<RawFd>, Told), Failure> {
     link.write_all(&[0])?;
     let asked = Instant::now();
     while descriptors.len() < wanted {
-        let mut byte = [0];
-        let mut bytes = [IoSliceMut::new(&mut byte)];
-        let message = recvmsg::<UnixAddr>(link.as_raw_fd(), &mut bytes, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        if message.bytes == 0 {
-            return Err("the one before has gone".into());
-        }
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(more) = part {
-                descriptors.extend(more);
-            }
-        }
+        descriptors.extend(receive_some(link.as_raw_fd(), &mut space)?);
     }
     let received = Instant::now();
     link.write_all(&[0])?;
@@ -87,4 +77,59 @@ fn receive(role: &Role) -> Result<(Vec<RawFd>, Told), Failure> {
     };
     std::fs::remove_file(&role.path)?;
     Ok((descriptors, told))
+}
+
+/// One message of descriptors.
+pub(crate) fn receive_some(link: RawFd, space: &mut [u8]) -> Result<Vec<RawFd>, Failure> {
+    let mut byte = [0];
+    let mut bytes = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<UnixAddr>(link, &mut bytes, Some(space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    if message.bytes == 0 {
+        return Err("the one before has gone".into());
+    }
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(more) = part {
+            descriptors.extend(more);
+        }
+    }
+    Ok(descriptors)
+}
+
+/// Gives to whoever connects, again and again.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StreamRole {
+    #[arg(long)]
+    path: PathBuf,
+    #[arg(long)]
+    count: usize,
+}
+
+/// Sends one descriptor so many times, until it is killed: the receiver closes each as it comes.
+///
+/// `limit` is that on open files: the kernel counts what is in flight against it (unix(7)), so it waits in between.
+pub(crate) fn stream(role: &StreamRole, limit: u64) -> Result<(), Failure> {
+    let in_flight = in_flight(limit);
+    let listener = UnixListener::bind(&role.path)?;
+    let file = std::fs::File::open("/dev/null")?;
+    let all = vec![file.as_raw_fd(); role.count];
+    tell(&Told::default());
+    loop {
+        let (mut heir, _) = listener.accept()?;
+        heir.read_exact(&mut [0])?;
+        for (number, batch) in all.chunks(253).enumerate() {
+            if number >= in_flight && number % (in_flight / 2) == 0 {
+                heir.read_exact(&mut [0])?;
+            }
+            let rights = [ControlMessage::ScmRights(batch)];
+            sendmsg::<UnixAddr>(heir.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        }
+        // Its last bytes, and its end.
+        heir.read_to_end(&mut Vec::new())?;
+    }
+}
+
+/// How many messages of 253 descriptors may be under way; half as many come for each byte that says that they arrived.
+pub(crate) fn in_flight(limit: u64) -> usize {
+    usize::try_from(limit / 2 / 253).unwrap_or(usize::MAX).clamp(2, 64) & !1
 }

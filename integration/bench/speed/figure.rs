@@ -65,39 +65,21 @@ impl Paired {
 
     /// How many times as much ours is, by the pairs.
     pub(crate) fn ratio(&self) -> Option<Spread> {
-        let ratios: Vec<f64> = self.ours.iter().zip(&self.floor).map(|(ours, floor)| ours / floor).collect();
-        Spread::of(&ratios)
+        self.by_pairs(|ours, floor| ours / floor)
     }
-}
 
-/// What a figure should be.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Goal {
-    pub(crate) what: String,
-    pub(crate) unit: &'static str,
-    /// It is met by what is at most this.
-    pub(crate) at_most: f64,
-    pub(crate) found: Spread,
-    pub(crate) verdict: &'static str,
-}
-
-impl Goal {
-    /// Judged by the whole spread: a goal that lies inside it is neither met nor missed.
-    pub(crate) fn at_most(what: impl Into<String>, unit: &'static str, at_most: f64, found: Spread) -> Goal {
-        let verdict = if found.high <= at_most {
-            "met"
-        } else if found.low > at_most {
-            "not met"
-        } else {
-            "undecided"
-        };
-        Goal { what: what.into(), unit, at_most, found, verdict }
+    /// What part of the floor's rate ours is, in percent, by the pairs.
+    pub(crate) fn part(&self) -> Option<Spread> {
+        self.by_pairs(|ours, floor| floor / ours * 100.0)
     }
-}
 
-impl fmt::Display for Goal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Goal { what, unit, at_most, found, verdict } = self;
-        write!(f, "{verdict:9}  {what}: at most {at_most} {unit}, found {found}")
+    /// How much more ours is, by the pairs.
+    pub(crate) fn more(&self) -> Option<Spread> {
+        self.by_pairs(|ours, floor| ours - floor)
+    }
+
+    fn by_pairs(&self, of: impl Fn(f64, f64) -> f64) -> Option<Spread> {
+        let figures: Vec<f64> = self.ours.iter().zip(&self.floor).map(|(ours, floor)| of(*ours, *floor)).collect();
+        Spread::of(&figures)
     }
 }

@@ -11,7 +11,8 @@ use heirloom::{Drained, Event, Handoff, Kind as Sort, Serving, Starting};
 
 use crate::failure::Failure;
 use crate::kind::{Kind, Maker};
-use crate::process::{Told, tell};
+use crate::process::{Accepted, LetGo, Told, tell};
+use crate::{args, clock};
 
 /// Which entries, and where.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +29,9 @@ pub(crate) struct Role {
     /// Without its checksum
     #[arg(long)]
     unchecked: bool,
+    /// How long the one before stands by
+    #[arg(long, value_parser = args::duration, default_value = "0s")]
+    probation: Duration,
 }
 
 const SCHEMA: &str = "bytes";
@@ -38,7 +42,7 @@ const CHUNK: usize = 1 << 20;
 /// Takes over, or is the first, and leaves when the next one has taken over.
 pub(crate) fn live(role: &Role) -> Result<(), Failure> {
     let names: Vec<String> = (0..role.count).map(|n| format!("entry-{n}")).collect();
-    let mut handoff = Handoff::at(&role.path).drain_within(Duration::from_secs(1));
+    let mut handoff = Handoff::at(&role.path).drain_within(Duration::from_secs(1)).probation(role.probation);
     if role.state.is_some() {
         handoff = handoff.exclusive(true).state(SCHEMA, 1);
     }
@@ -49,7 +53,7 @@ pub(crate) fn live(role: &Role) -> Result<(), Failure> {
     let entries = claim(role, &names, &mut starting)?;
     let claimed = Instant::now();
     let mut serving = starting.ready()?;
-    let whole = began.elapsed();
+    let (whole, owned_at) = (began.elapsed(), clock::now());
     if let (Some(bytes), true) = (role.state, serving.generation() > 1) {
         let state = serving.take_state(SCHEMA, 1..=1).ok_or("the state did not come")?;
         if state.len() != bytes {
@@ -61,12 +65,13 @@ pub(crate) fn live(role: &Role) -> Result<(), Failure> {
         start_us: (started - began).as_secs_f64() * 1e6,
         claim_us: (claimed - started).as_secs_f64() * 1e6,
         whole_us: whole.as_secs_f64() * 1e6,
+        owned_at_us: owned_at.as_secs_f64() * 1e6,
         address: entries.first.as_ref().map(|listener| listener.local_addr()).transpose()?,
         ..Told::default()
     });
     loop {
         match &entries.first {
-            Some(listener) => answer(&mut serving, listener)?,
+            Some(listener) => answer(&mut serving, listener, claimed)?,
             None => wait(role, &mut serving)?,
         }
         match serving.drain()? {
@@ -99,11 +104,16 @@ fn claim(role: &Role, names: &[String], starting: &mut Starting) -> Result<Entri
 }
 
 /// Tells each client which process this is, until it is told to leave.
-fn answer(serving: &mut Serving, listener: &Arc<TcpListener>) -> Result<(), Failure> {
+fn answer(serving: &mut Serving, listener: &Arc<TcpListener>, ready: Instant) -> Result<(), Failure> {
     let pid = process::id().to_string();
+    let mut accepted = None;
     while let Some((mut client, _)) = serving.accept(listener)? {
+        let after = ready.elapsed();
         // A client that has gone is none of this process's business.
         let _ = client.write_all(pid.as_bytes());
+        if accepted.replace(()).is_none() {
+            tell(&Accepted { after_us: after.as_secs_f64() * 1e6 });
+        }
     }
     Ok(())
 }
@@ -122,17 +132,20 @@ fn wait(role: &Role, serving: &mut Serving) -> Result<(), Failure> {
 
 /// Writes the state, whose time is the application's own, and lets go.
 fn release(role: &Role, serving: &mut Serving, bytes: u64) -> Result<(), Failure> {
+    let chunk = vec![0x5a; usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK)];
+    let began = Instant::now();
     let mut snapshot = serving.snapshot()?;
     if role.unchecked {
         snapshot = snapshot.without_checksum();
     }
-    let chunk = vec![0x5a; CHUNK];
     let mut left = bytes;
     while left > 0 {
         let part = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
         snapshot.write_all(&chunk[..part])?;
         left -= part as u64;
     }
+    let let_go = LetGo { wrote_us: began.elapsed().as_secs_f64() * 1e6, at_us: clock::now().as_secs_f64() * 1e6 };
     serving.released_with(snapshot)?;
+    tell(&let_go);
     Ok(())
 }

@@ -42,6 +42,8 @@ pub(crate) fn live(role: &Role) -> Result<(), Failure> {
 pub(crate) struct Idle {
     /// Wake-ups a second of the one with this crate.
     pub(crate) wakes: Spread,
+    /// How often a second it ran at all, of itself or not: without that it can make no system call.
+    pub(crate) runs: Spread,
     /// KiB of memory of its own, and resident in all.
     pub(crate) own: Paired,
     pub(crate) resident: Paired,
@@ -52,8 +54,8 @@ pub(crate) struct Idle {
 const WATCHED: Duration = Duration::from_secs(1);
 
 pub(crate) fn measure(folder: &Path, rounds: usize) -> Result<Idle, Failure> {
-    let (mut wakes, mut own, mut resident, mut start) =
-        (Vec::new(), Paired::default(), Paired::default(), Paired::default());
+    let (mut wakes, mut runs) = (Vec::new(), Vec::new());
+    let (mut own, mut resident, mut start) = (Paired::default(), Paired::default(), Paired::default());
     for round in 0..rounds {
         let path = folder.join(format!("idle-{round}"));
         let arguments: Vec<OsString> = vec!["idle".into(), "--path".into(), path.into()];
@@ -64,11 +66,13 @@ pub(crate) fn measure(folder: &Path, rounds: usize) -> Result<Idle, Failure> {
         thread::sleep(WATCHED);
         let (after, bare) = (look(&ours)?, look(&theirs)?);
         wakes.push((after.wakes - before.wakes) as f64 / WATCHED.as_secs_f64());
+        runs.push((after.runs - before.runs) as f64 / WATCHED.as_secs_f64());
         own.enter(after.own, bare.own);
         resident.enter(after.resident, bare.resident);
         start.enter(started, plainly);
     }
-    Ok(Idle { wakes: Spread::of(&wakes).ok_or("no round")?, own, resident, start })
+    let spread = |figures: &[f64]| Spread::of(figures).ok_or("no round");
+    Ok(Idle { wakes: spread(&wakes)?, runs: spread(&runs)?, own, resident, start })
 }
 
 fn begin(arguments: &[OsString]) -> Result<(Process, f64), Failure> {
@@ -81,16 +85,21 @@ fn begin(arguments: &[OsString]) -> Result<(Process, f64), Failure> {
 /// What /proc says of a process at a moment.
 struct Look {
     wakes: u64,
+    runs: u64,
     own: f64,
     resident: f64,
 }
 
 fn look(process: &Process) -> Result<Look, Failure> {
-    let status = procfs::process::Process::new(process.pid().try_into()?)?.status()?;
+    let process = procfs::process::Process::new(process.pid().try_into()?)?;
+    let (mut wakes, mut runs) = (0, 0);
+    for task in process.tasks()? {
+        let task = task?;
+        // Waiting for a processor is not running on one.
+        runs += task.schedstat()?.pcount;
+        wakes += task.status()?.voluntary_ctxt_switches.ok_or("the kernel does not tell")?;
+    }
+    let status = process.status()?;
     let field = |field: Option<u64>| field.ok_or("the kernel does not tell");
-    Ok(Look {
-        wakes: field(status.voluntary_ctxt_switches)?,
-        own: field(status.rssanon)? as f64,
-        resident: field(status.vmrss)? as f64,
-    })
+    Ok(Look { wakes, runs, own: field(status.rssanon)? as f64, resident: field(status.vmrss)? as f64 })
 }

@@ -13,13 +13,37 @@ use crate::load::{ANSWER_WITHIN, Load, Plan, Tally};
 /// Percentiles that are told.
 pub(crate) const PERCENTILES: [f64; 3] = [50.0, 99.0, 99.9];
 
-/// What the clients saw.
+/// What some of the clients saw, in milliseconds: with takeovers, against without.
 #[derive(Clone, Debug)]
-pub(crate) struct Latencies {
-    /// One for each of [`PERCENTILES`], in milliseconds: with takeovers, against without.
+pub(crate) struct Seen {
+    /// Which clients.
+    pub(crate) by: &'static str,
+    /// One for each of [`PERCENTILES`].
     pub(crate) percentiles: Vec<Paired>,
     /// The longest of each stretch.
     pub(crate) longest: Paired,
+}
+
+impl Seen {
+    fn new(by: &'static str) -> Seen {
+        Seen { by, percentiles: vec![Paired::default(); PERCENTILES.len()], longest: Paired::default() }
+    }
+
+    fn enter(&mut self, with: &Histogram<u64>, without: &Histogram<u64>) {
+        for (paired, percentile) in self.percentiles.iter_mut().zip(PERCENTILES) {
+            let at = |histogram: &Histogram<u64>| millis(histogram.value_at_percentile(percentile));
+            paired.enter(at(with), at(without));
+        }
+        self.longest.enter(millis(with.max()), millis(without.max()));
+    }
+}
+
+/// What the clients saw.
+#[derive(Clone, Debug)]
+pub(crate) struct Latencies {
+    pub(crate) all: Seen,
+    pub(crate) new_connections: Seen,
+    pub(crate) kept_alive: Seen,
     pub(crate) requests: u64,
     pub(crate) failed: u64,
     pub(crate) takeovers: u32,
@@ -58,8 +82,9 @@ async fn stretches(fleet: &mut Fleet, extent: Extent) -> Result<Latencies, Failu
     let plan =
         Plan { address, rate: extent.rate, keep_alive: CLIENTS, new_connection: CLIENTS, answer_within: ANSWER_WITHIN };
     let mut latencies = Latencies {
-        percentiles: vec![Paired::default(); PERCENTILES.len()],
-        longest: Paired::default(),
+        all: Seen::new("all"),
+        new_connections: Seen::new("new connections"),
+        kept_alive: Seen::new("kept-alive connections"),
         requests: 0,
         failed: 0,
         takeovers: 0,
@@ -108,12 +133,9 @@ async fn stretches(fleet: &mut Fleet, extent: Extent) -> Result<Latencies, Failu
             () = watch => {}
         }
         let busy = load.finish().await;
-        let (with, without) = (all(&busy)?, all(&calm)?);
-        for (paired, percentile) in latencies.percentiles.iter_mut().zip(PERCENTILES) {
-            let at = |histogram: &Histogram<u64>| millis(histogram.value_at_percentile(percentile));
-            paired.enter(at(&with), at(&without));
-        }
-        latencies.longest.enter(millis(with.max()), millis(without.max()));
+        latencies.all.enter(&all(&busy)?, &all(&calm)?);
+        latencies.new_connections.enter(&busy.new_connections, &calm.new_connections);
+        latencies.kept_alive.enter(&busy.kept_alive, &calm.kept_alive);
         latencies.requests += busy.requests + calm.requests;
         latencies.failed += busy.failed + calm.failed;
         for failure in busy.failures.iter().chain(&calm.failures) {
@@ -127,8 +149,8 @@ async fn stretches(fleet: &mut Fleet, extent: Extent) -> Result<Latencies, Failu
 }
 
 fn all(tally: &Tally) -> Result<Histogram<u64>, Failure> {
-    let mut all = tally.calm.clone();
-    all.add(&tally.takeovers)?;
+    let mut all = tally.new_connections.clone();
+    all.add(&tally.kept_alive)?;
     Ok(all)
 }
 

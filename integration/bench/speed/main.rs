@@ -6,7 +6,8 @@
 //!
 //! Every comparison is made round by round in turn in the same run, and told as a ratio with its quartiles, since no
 //! two runs meet the same machine. Nothing is judged by its time: the exit code is 1 only where something failed. It
-//! also writes `speed.json` and `latency.svg` into the folder of `--out`.
+//! also writes into the folder of `--out`: `speed.json`, the tables as they stand in the README (`speed.md`), and the
+//! picture (`latency.svg`).
 
 #![allow(clippy::print_stderr, clippy::print_stdout, missing_docs, reason = "a program")]
 
@@ -29,6 +30,7 @@ mod args;
 #[path = "../../../examples/support/async_signals.rs"]
 mod async_signals;
 mod bare;
+mod client;
 #[path = "../../../examples/support/clock.rs"]
 mod clock;
 #[path = "../../../examples/support/failure.rs"]
@@ -38,6 +40,7 @@ mod figure;
 #[path = "../../../examples/support/fleet.rs"]
 mod fleet;
 mod generation;
+mod goals;
 mod idle;
 mod kind;
 mod latency;
@@ -46,15 +49,19 @@ mod lifeline;
 #[allow(dead_code, reason = "the deploy tool asks for more of it")]
 #[path = "../../../examples/support/load.rs"]
 mod load;
+mod machine;
 mod picture;
 mod process;
 mod questions;
 mod report;
+mod resumes;
 #[path = "../../../examples/support/service.rs"]
 mod service;
 #[path = "../../../examples/support/shortage.rs"]
 mod shortage;
 mod states;
+mod stream;
+mod table;
 mod takeovers;
 
 /// Measures takeovers against the bare system calls, and against no takeover
@@ -72,13 +79,17 @@ struct Cli {
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
 
-    /// Folder for speed.json and latency.svg
+    /// Folder for speed.json, speed.md and latency.svg
     #[arg(long, value_name = "FOLDER", default_value = "target/speed")]
     out: PathBuf,
 
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
+
+    /// Print the tables as Markdown
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
 
     /// Given by cargo to every benchmark.
     #[arg(long, hide = true)]
@@ -88,11 +99,13 @@ struct Cli {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     Takeovers,
+    Streams,
     Questions,
     States,
     Answers,
-    Latency,
+    Resumes,
     Idle,
+    Latency,
 }
 
 /// What this program starts itself as.
@@ -100,6 +113,10 @@ enum Part {
 enum Role {
     #[command(hide = true)]
     Bare(bare::Role),
+    #[command(hide = true)]
+    BareStream(bare::StreamRole),
+    #[command(hide = true)]
+    Many(stream::Role),
     #[command(hide = true)]
     Generation(generation::Role),
     #[command(hide = true)]
@@ -115,6 +132,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.role {
         Some(Role::Bare(role)) => failure::exit_code("speed", raise_limit().and_then(|_| bare::live(&role))),
+        Some(Role::BareStream(role)) => {
+            failure::exit_code("speed", raise_limit().and_then(|limit| bare::stream(&role, limit)))
+        }
+        Some(Role::Many(role)) => failure::exit_code("speed", raise_limit().and_then(|_| stream::live(&role))),
         Some(Role::Generation(role)) => {
             failure::exit_code("speed", raise_limit().and_then(|_| generation::live(&role)))
         }
@@ -135,15 +156,19 @@ fn run(cli: &Cli) -> ExitCode {
         report.errors.push(format!("{}: {error}", cli.out.display()));
     }
     // Whoever has stopped reading gets the exit code all the same.
-    let _ = if cli.json { writeln!(io::stdout(), "{:#}", report.json()) } else { write!(io::stdout(), "{report}") };
+    let _ = match cli {
+        Cli { json: true, .. } => writeln!(io::stdout(), "{:#}", report.json()),
+        Cli { markdown: true, .. } => write!(io::stdout(), "{}", report.markdown()),
+        _ => write!(io::stdout(), "{report}"),
+    };
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn measure(cli: &Cli, report: &mut Report) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("heirloom-speed-").tempdir()?;
     let folder = folder.path();
-    let limit = usize::try_from(raise_limit()?)?;
-    report.limit = limit;
+    report.limit = raise_limit()?;
+    let limit = usize::try_from(report.limit)?;
     let wanted = |part| cli.only.is_empty() || cli.only.contains(&part);
     let rounds = |many: usize| if cli.quick { 3 } else { many };
     let say = |what: &str| eprintln!("speed: {what}");
@@ -157,10 +182,18 @@ fn measure(cli: &Cli, report: &mut Report) -> Result<(), Failure> {
                 if count > most {
                     continue;
                 }
-                say(&format!("takeovers with {count} {}", kind.word()));
+                say(&format!("takeovers of {}", kind.words(count)));
                 let many = if count >= 10_000 { 8 } else { 30 };
                 report.takeovers.push(takeovers::measure(folder, kind, count, rounds(many))?);
             }
+        }
+    }
+    if wanted(Part::Streams) {
+        let counts: &[usize] = if cli.quick { &[10_000] } else { &[10_000, 100_000, 1_000_000] };
+        for count in counts.iter().copied() {
+            say(&format!("a stream of {} descriptors", goals::grouped(count)));
+            let many = if count > 100_000 { 4 } else { 16 };
+            report.streams.push(stream::measure(folder, count, rounds(many), report.limit)?);
         }
     }
     if wanted(Part::Questions) {
@@ -184,6 +217,10 @@ fn measure(cli: &Cli, report: &mut Report) -> Result<(), Failure> {
             let many = if listeners == 1 { 30 } else { 8 };
             report.answers.push(answers::measure(folder, listeners, rounds(many))?);
         }
+    }
+    if wanted(Part::Resumes) {
+        say("kill -9 of owners on probation");
+        report.resumes = Some(resumes::measure(folder, rounds(20))?);
     }
     if wanted(Part::Idle) {
         say("an idle service");
@@ -229,7 +266,7 @@ fn raise_limit() -> Result<u64, Failure> {
 
 /// Descriptors that a process of the bench has beside the entries.
 const SPARE: usize = 200;
-/// More entries than any service has; their ports would run out.
+/// More entries than any service has.
 const MOST: usize = 20_000;
 /// Requests a second, of all clients together.
 const RATE: u32 = 2000;

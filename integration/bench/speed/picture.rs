@@ -18,7 +18,8 @@ const FLOOR: f64 = 0.05;
 /// Draws the slices of the first stretch with takeovers.
 pub(crate) fn draw(latencies: &Latencies, path: &Path) -> Result<(), Failure> {
     let ends = latencies.slices.iter().map(|(at, ..)| *at).fold(1.0, f64::max);
-    let highest = latencies.slices.iter().map(|(.., longest)| *longest).fold(1.0, f64::max) * 2.0;
+    // With room for the legend above.
+    let highest = latencies.slices.iter().map(|(.., longest)| *longest).fold(1.0, f64::max) * 12.0;
     let area = SVGBackend::new(path, (900, 360)).into_drawing_area();
     let text = ("sans-serif", 14).into_font().color(&INK);
     let mut chart = ChartBuilder::on(&area)
@@ -36,8 +37,12 @@ pub(crate) fn draw(latencies: &Latencies, path: &Path) -> Result<(), Failure> {
         .x_desc("seconds")
         .y_desc("latency, ms")
         .draw()?;
-    for at in &latencies.owned {
-        chart.draw_series(LineSeries::new([(*at, FLOOR), (*at, highest)], INK.mix(0.8)))?;
+    for (number, at) in latencies.owned.iter().enumerate() {
+        let line = chart.draw_series(LineSeries::new([(*at, FLOOR), (*at, highest)], INK.mix(0.8)))?;
+        if number == 0 {
+            line.label("a new version owns")
+                .legend(|(x, y)| PathElement::new([(x + 9, y - 7), (x + 9, y + 7)], INK.mix(0.8)));
+        }
     }
     let longest = latencies.slices.iter().map(|(at, _, longest)| (*at, longest.max(FLOOR)));
     chart
@@ -49,7 +54,12 @@ pub(crate) fn draw(latencies: &Latencies, path: &Path) -> Result<(), Failure> {
         .draw_series(LineSeries::new(median, MEDIAN.stroke_width(2)))?
         .label("median in 50 ms")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], MEDIAN.stroke_width(2)));
-    chart.configure_series_labels().border_style(INK.mix(0.5)).label_font(text).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .border_style(INK.mix(0.5))
+        .label_font(text)
+        .draw()?;
     area.present()?;
     Ok(())
 }

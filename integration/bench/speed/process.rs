@@ -20,12 +20,30 @@ pub(crate) struct Told {
     pub(crate) claim_us: f64,
     /// From the connect to the ownership.
     pub(crate) whole_us: f64,
+    /// When it owned, on the clock of all processes.
+    pub(crate) owned_at_us: f64,
     /// Where it answers.
     pub(crate) address: Option<std::net::SocketAddr>,
 }
 
+/// What a process tells when it lets go of its state.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct LetGo {
+    /// What the application spent to write it, its checksum included.
+    pub(crate) wrote_us: f64,
+    /// When it was written, on the clock of all processes.
+    pub(crate) at_us: f64,
+}
+
+/// What a process tells when it has accepted for the first time.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Accepted {
+    /// Since it said that it is ready.
+    pub(crate) after_us: f64,
+}
+
 /// Tells the bench.
-pub(crate) fn tell(told: &Told) {
+pub(crate) fn tell(told: &impl Serialize) {
     // Where nobody reads any more, this process does not live much longer.
     let _ = writeln!(io::stdout(), "{}", serde_json::json!(told));
 }
@@ -58,6 +76,13 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// kill -9, and waits for its end.
+    pub(crate) fn kill(mut self) -> Result<(), Failure> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Waits until it has ended, and well.

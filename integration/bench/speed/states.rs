@@ -5,15 +5,18 @@ use std::path::Path;
 
 use crate::failure::Failure;
 use crate::figure::Spread;
+use crate::process::LetGo;
 use crate::takeovers::Chain;
 
-/// A size of a state, and what the takeover took of which the writing was not a part.
+/// A size of a state, and what it took, in microseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct StateTaken {
     pub(crate) bytes: u64,
     pub(crate) checked: bool,
-    /// From the connect to the ownership, in microseconds, the application's own writing included.
-    pub(crate) whole: Spread,
+    /// What the application spent to write it.
+    pub(crate) wrote: Spread,
+    /// From there to the ownership of the next one, which has it then.
+    pub(crate) handed_over: Spread,
 }
 
 pub(crate) fn measure(folder: &Path, bytes: u64, checked: bool, rounds: usize) -> Result<StateTaken, Failure> {
@@ -24,10 +27,12 @@ pub(crate) fn measure(folder: &Path, bytes: u64, checked: bool, rounds: usize) -
         arguments.push("--unchecked".into());
     }
     let (mut chain, _) = Chain::of(arguments, &[])?;
-    let mut taken = Vec::new();
+    let (mut wrote, mut handed_over) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        taken.push(chain.next()?.whole_us);
+        let (told, let_go): (_, LetGo) = chain.next_and()?;
+        wrote.push(let_go.wrote_us);
+        handed_over.push(told.owned_at_us - let_go.at_us);
     }
-    let whole = Spread::of(&taken).ok_or("no round")?;
-    Ok(StateTaken { bytes, checked, whole })
+    let spread = |figures: &[f64]| Spread::of(figures).ok_or("no round");
+    Ok(StateTaken { bytes, checked, wrote: spread(&wrote)?, handed_over: spread(&handed_over)? })
 }
