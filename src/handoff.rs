@@ -306,8 +306,9 @@ impl Handoff {
     /// comes back closes them.
     ///
     /// # Errors
-    /// [`Error::Superseded`](crate::Error::Superseded) where a successor of the old owner took over first, and serves;
-    /// [`Error::Deadline`](crate::Error::Deadline) where it does not die in 30 s; [`Error::Io`](crate::Error::Io).
+    /// [`Error::Superseded`](crate::Error::Superseded) where a successor of the old owner took over first;
+    /// [`Error::Io`](crate::Error::Io) where it cannot be ended. Once it is, these are the last copies: this waits for its
+    /// death, and for the lock, as long as it takes.
     #[cfg(all(feature = "ctl", target_os = "linux"))]
     pub fn rescue(self, wreck: crate::rescue::Wreck) -> Result<Starting> {
         let (settings, wake) = self.settings(Wants::Takeover)?;

@@ -7,6 +7,7 @@
 //!
 //! [`Handoff::rescue`]: crate::Handoff::rescue
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -131,13 +132,23 @@ fn copy(source: &Process) -> Result<Copies> {
         read = source.copy(memfd).and_then(|memfd| Inventory::read(memfd.as_fd()));
     }
     let inventory = read.map_err(|error| Error::io(format!("read the manifest of pid {}", source.pid), error))?;
-    let (mut control, mut sockets) = (None, std::collections::HashMap::new());
+    // How many entries a socket stands for: one, as a rule.
+    let mut uses: HashMap<u64, usize> = HashMap::new();
+    for socket in inventory.entries.iter().filter_map(|entry| entry.socket.as_ref()) {
+        *uses.entry(socket.cookie).or_default() += 1;
+    }
+    let (mut control, mut sockets) = (None, HashMap::new());
     for foreign in source.descriptors.iter().filter(|foreign| foreign.link.to_string_lossy().starts_with("socket:")) {
-        let Ok(socket) = source.copy(foreign) else { continue };
+        let socket = match source.copy(foreign) {
+            Ok(socket) => socket,
+            // It was closed since.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBADF) => continue,
+            Err(error) => return Err(taking(error)),
+        };
         let Ok(cookie) = sys::socket_cookie(socket.as_fd()) else { continue };
         if cookie == inventory.control {
             control.get_or_insert(socket);
-        } else if inventory.entries.iter().any(|entry| entry.socket.as_ref().is_some_and(|own| own.cookie == cookie)) {
+        } else if uses.contains_key(&cookie) {
             sockets.entry(cookie).or_insert(socket);
         }
     }
@@ -148,7 +159,17 @@ fn copy(source: &Process) -> Result<Copies> {
     for entry in &inventory.entries {
         let lost = || missing(&format!("{:?}", entry.name));
         let fd = match &entry.socket {
-            Some(socket) => sockets.get(&socket.cookie).ok_or_else(lost)?.try_clone().map_err(taking)?,
+            Some(socket) => {
+                let left = uses.get_mut(&socket.cookie).map_or(0, |left| {
+                    *left -= 1;
+                    *left
+                });
+                if left > 0 {
+                    sockets.get(&socket.cookie).ok_or_else(lost)?.try_clone().map_err(taking)?
+                } else {
+                    sockets.remove(&socket.cookie).ok_or_else(lost)?
+                }
+            }
             None => {
                 let same =
                     |foreign: &&Foreign| entry.file.is_some_and(|file| foreign.file == Some((file.device, file.inode)));

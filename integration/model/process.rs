@@ -7,7 +7,7 @@ use super::kernel::{LinkId, Packet, Pid, Set};
 use super::world::Rules;
 use crate::error::Who;
 use crate::manifest::StateKind;
-use crate::protocol::predecessor::{self, Claim, Found, Predecessor};
+use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Takes};
 use crate::protocol::starter::{self, Lease, Starter};
 use crate::protocol::successor::{self, Lock, Successor};
 use crate::protocol::{Deadlines, Timer};
@@ -441,7 +441,13 @@ impl Process {
         {
             let takes_state = rules.state && successor.state_kind().is_some();
             let who = successor.predecessor().clone();
-            predecessor.enter_probation(u64::from(link), successor.nonce(), who, takes_state, span);
+            predecessor.enter_probation(
+                u64::from(link),
+                successor.nonce(),
+                who,
+                Takes { state: takes_state, hold: true },
+                span,
+            );
         }
         self.predecessor = Some(predecessor);
     }

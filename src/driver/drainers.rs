@@ -169,6 +169,13 @@ impl Driver {
                 }
                 Heard::Message(Message::Bye(bye)) => {
                     known.forced = Some(bye.forced);
+                    // Its process has to do with the service in another way from here on, or in none.
+                    if bye.stays && !known.predecessor {
+                        return self.forget_drainer(id);
+                    }
+                    if bye.stays && self.link.is_none() && self.elder.is_some() {
+                        return self.elder_says_bye(bye);
+                    }
                     (bye.in_flight, None, None, None)
                 }
                 Heard::Message(_) | Heard::Noise => continue,
@@ -232,7 +239,7 @@ impl Driver {
         let elder =
             self.elder.clone().filter(|_| self.predecessor.as_ref().is_none_or(|own| own.stands_by().is_none()));
         let before = self.drainers.list.iter().filter(|known| !known.predecessor).map(|known| known.drain.clone());
-        elder.into_iter().chain(before).collect()
+        self.giver().cloned().into_iter().chain(elder).chain(before).collect()
     }
 
     /// Passes on what a client wants, and answers him when it was obeyed.

@@ -64,7 +64,7 @@ impl Driver {
     pub(super) fn elder_died(&mut self) {
         let Some(pidfd) = self.elder_pidfd.take() else { return };
         self.poller.forget(pidfd.as_fd());
-        let drained = !self.has_giver() && self.elder.take().is_some();
+        let drained = self.elder.take().is_some();
         if drained {
             self.changed = true;
             self.remove_dropped();

@@ -152,12 +152,13 @@ impl Family {
         self.lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), |lock| Ok(lock.read()?.generation))
     }
 
-    /// After [`bar`](Family::bar): takes byte 0, and writes the next generation. `None` where a lock is busy.
+    /// After [`bar`](Family::bar): takes byte 0, and writes the next generation. `None` where a lock is busy. `bare`: without
+    /// byte 1, which a stopped party of a takeover may keep for ever.
     #[cfg(feature = "ctl")]
-    pub(super) fn seize(&self) -> Result<Option<u64>> {
+    pub(super) fn seize(&self, bare: bool) -> Result<Option<u64>> {
         let Some(lock) = &self.lock else { return Ok(None) };
         let taken = || -> io::Result<Option<u64>> {
-            if !lock.bar_takeovers()? || !lock.take_owner()? {
+            if !(lock.bar_takeovers()? || bare) || !lock.take_owner()? {
                 return Ok(None);
             }
             let generation = lock.read()?.generation.saturating_add(1);

@@ -68,7 +68,7 @@ impl Driver {
         self.hold_clock.start(hold.as_ref());
         let elder = self.link.filter(|_| self.hold_clock.elder_takes);
         // Whoever still drains may have to go on as the owner.
-        for drainer in elder.into_iter().chain(self.probation.giver) {
+        for drainer in elder.into_iter().chain(self.probation.giver.as_ref().map(|(giver, _)| *giver)) {
             self.send(drainer, &Held { hold: hold.clone() }.into());
         }
     }
@@ -93,6 +93,11 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    /// Whether the predecessor knows of holds.
+    pub(super) fn elder_takes_holds(&self) -> bool {
+        self.hold_clock.elder_takes
     }
 
     fn inherit_hold(&mut self, hold: Option<Hold>) {

@@ -18,6 +18,8 @@ pub(super) struct Kept {
     /// Open, and nothing else is done with it.
     memfd: Option<OwnedFd>,
     stale: bool,
+    /// It could not be written, and that was said.
+    failed: bool,
 }
 
 impl Kept {
@@ -46,7 +48,6 @@ impl Driver {
         if !self.notices.is_empty() && self.table.len() > AT_ONCE {
             return true;
         }
-        self.inventory.stale = false;
         let Some(control) = self.family.control.as_ref().and_then(|control| sys::socket_cookie(control.as_fd()).ok())
         else {
             return false;
@@ -60,9 +61,16 @@ impl Driver {
         };
         match inventory.write() {
             // The one before is closed when this one is there.
-            Ok(memfd) => self.inventory.memfd = Some(memfd),
-            // A service without it serves as well.
-            Err(error) => warn!("cannot leave a manifest for a rescue: {error}"),
+            Ok(memfd) => {
+                self.inventory.memfd = Some(memfd);
+                self.inventory.stale = false;
+                self.inventory.failed = false;
+            }
+            // A service without it serves as well, and tries again when something else happens.
+            Err(error) if !std::mem::replace(&mut self.inventory.failed, true) => {
+                warn!("cannot leave a manifest for a rescue: {error}");
+            }
+            Err(_) => {}
         }
         false
     }

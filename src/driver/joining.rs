@@ -188,6 +188,8 @@ impl Driver {
         self.predecessor = Some(predecessor);
         self.meet_probation();
         self.go_on_with_hold();
+        // Also a process that is not ready yet may come to need a rescue.
+        self.inventory.is_stale();
         if let Err(error) = self.family.prepare(&lock_path(&self.settings.path)) {
             warn!("cannot prepare the next takeover: {error}");
         }

@@ -8,7 +8,7 @@ use log::{info, warn};
 use super::{Driver, Key};
 use crate::error::{Error, Result};
 use crate::protocol::message::{Message, TakeBack, cut_names};
-use crate::protocol::predecessor::{self, Found, Peer, Predecessor, Reason};
+use crate::protocol::predecessor::{self, Found, Peer, Predecessor, Reason, Takes};
 use crate::protocol::{READER_GRACE, Timer};
 use crate::status::{DrainStatus, ProbationStatus};
 use crate::sys;
@@ -25,13 +25,14 @@ pub(super) struct Probation {
     standing_by: bool,
     /// The lock came back because the successor gave it back.
     returned: bool,
-    /// The connection to a successor that gave the service back, while it drains.
-    pub(super) giver: Option<Peer>,
+    /// The connection to a successor that gave the service back, while it drains, and how far it is.
+    pub(super) giver: Option<(Peer, DrainStatus)>,
 }
 
 impl Driver {
     /// The commit is done: tells the owner's machine who stands by.
     pub(super) fn meet_probation(&mut self) {
+        let takes_holds = self.elder_takes_holds();
         let Some(predecessor) = &mut self.predecessor else { return };
         predecessor.set_confirms(self.settings.takeover_confirms);
         let Some(successor) = &self.successor else { return };
@@ -42,9 +43,10 @@ impl Driver {
             }
             return;
         };
-        let takes_state = self.settings.state.is_some() && successor.state_kind().is_some();
+        let takes =
+            Takes { state: self.settings.state.is_some() && successor.state_kind().is_some(), hold: takes_holds };
         let who = successor.predecessor().clone();
-        predecessor.enter_probation(link, successor.nonce(), who, takes_state, span);
+        predecessor.enter_probation(link, successor.nonce(), who, takes, span);
         self.probation.since = Some(Instant::now());
         info!("on probation for {span:?}: the predecessor stands by");
     }
@@ -96,8 +98,8 @@ impl Driver {
         let Some(predecessor) = &self.predecessor else { return false };
         if predecessor.is_giver(peer) {
             match message {
-                Message::Draining(draining) => self.elder_tells(Some(draining.in_flight), draining.left_ms),
-                Message::Bye(bye) => self.elder_tells(Some(bye.in_flight), None),
+                Message::Draining(draining) => self.giver_tells(Some(draining.in_flight), draining.left_ms),
+                Message::Bye(bye) => self.giver_tells(Some(bye.in_flight), None),
                 _ => return false,
             }
             return true;
@@ -168,8 +170,8 @@ impl Driver {
         if let Some((peer, who)) = self.predecessor.as_ref().and_then(Predecessor::giver)
             && self.connections.contains_key(&peer)
         {
-            self.probation.giver = Some(peer);
-            self.elder = Some(DrainStatus { who: who.clone(), ..DrainStatus::default() });
+            self.probation.giver = Some((peer, DrainStatus { who: who.clone(), ..DrainStatus::default() }));
+            self.changed = true;
         }
     }
 
@@ -185,16 +187,26 @@ impl Driver {
 
     /// The connection to a successor that gave the service back is gone, and so is what is known of its drain.
     pub(super) fn giver_gone(&mut self, peer: Peer) {
-        if self.probation.giver.take_if(|giver| *giver == peer).is_some() {
-            self.elder = None;
+        if self.probation.giver.take_if(|(giver, _)| *giver == peer).is_some() {
             self.changed = true;
+            // What waited for its end.
+            self.remove_dropped();
+            self.steer_groups();
             info!("the successor that gave the service back is gone");
         }
     }
 
-    /// Whether the process at the other end of the pidfd of the predecessor is the one whose drain is told of.
-    pub(super) fn has_giver(&self) -> bool {
-        self.probation.giver.is_some()
+    fn giver_tells(&mut self, in_flight: Option<u64>, left_ms: Option<u64>) {
+        if let Some((_, drain)) = &mut self.probation.giver {
+            drain.in_flight = in_flight;
+            drain.left_ms = left_ms;
+            self.changed = true;
+        }
+    }
+
+    /// The successor that gave the service back, while it drains.
+    pub(super) fn giver(&self) -> Option<&DrainStatus> {
+        self.probation.giver.as_ref().map(|(_, drain)| drain)
     }
 
     /// The owner's machine has confirmed: nobody stands by any more.

@@ -110,7 +110,7 @@ impl Driver {
                 // No application is to claim it later.
                 let failed = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
                     .map_err(|error| Error::io(format!("look at {:?}", held.entry.name), error))?;
-                held.blocking = self.judge(&held.entry.name, failed)?;
+                held.blocking = self.judge(&held, failed)?;
                 held.checked = true;
             }
             self.table.insert(held);
@@ -146,7 +146,7 @@ impl Driver {
         let Some(held) = self.table.get(name).filter(|held| !held.checked) else { return Ok(()) };
         let admitted = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
             .map_err(|error| Error::io(format!("look at {name:?}"), error))
-            .and_then(|failed| self.judge(name, failed));
+            .and_then(|failed| self.judge(held, failed));
         match admitted {
             Ok(blocking) => {
                 self.table.checked(name, blocking);
@@ -164,22 +164,24 @@ impl Driver {
 
     /// Whether a descriptor is let in with these checks failed; `true` where it is in blocking mode. That is set at the
     /// commit, so a predecessor that forgot it is no reason to stop.
-    fn judge(&self, name: &str, failed: Vec<Check>) -> Result<bool> {
+    fn judge(&self, held: &Held, failed: Vec<Check>) -> Result<bool> {
+        let name = &held.entry.name;
         let mut blocking = false;
         for check in failed {
             match check.check {
                 "non-blocking" => blocking = true,
                 "network-namespace" if self.settings.allow_foreign_network_namespace => {}
+                // A holder accepts nothing, and may live elsewhere: whoever has it from there is asked again.
+                "network-namespace" if self.settings.wants == Wants::Hold => {}
                 "network-namespace" => {
-                    let Some(held) = self.table.get(name) else { continue };
                     let (ours, theirs) = (check.expected.parse(), check.found.parse());
                     let ours = namespace::ours(ours.unwrap_or_default());
                     let theirs = namespace::of(held.fd.as_fd(), theirs.unwrap_or_default());
-                    return Err(Error::ForeignNamespace { name: name.to_owned(), theirs, ours });
+                    return Err(Error::ForeignNamespace { name: name.clone(), theirs, ours });
                 }
                 _ => {
                     let Check { check, expected, found, .. } = check;
-                    return Err(Error::Mismatch { name: name.to_owned(), check, expected, found });
+                    return Err(Error::Mismatch { name: name.clone(), check, expected, found });
                 }
             }
         }

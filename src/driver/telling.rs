@@ -141,7 +141,7 @@ impl Driver {
                 step_since_ms: self.step_since_ms(),
             }),
             // One that stands by does not drain.
-            predecessor: self.elder.clone().filter(|_| probation.is_none()),
+            predecessor: self.giver().or(self.elder.as_ref()).cloned().filter(|_| probation.is_none()),
             drainers: self.all_drainers(),
             probation,
             hold: self.hold(),

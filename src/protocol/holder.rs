@@ -129,6 +129,8 @@ pub(crate) struct Holder {
     deadlines: Deadlines,
     /// That of the owner whose entries are kept.
     generation: u64,
+    /// It was asked to leave while it owned.
+    stopping: bool,
     /// An attempt is under way.
     asking: bool,
     /// The next one waits for its time.
@@ -144,6 +146,7 @@ impl Holder {
             stage: Stage::Joining,
             deadlines,
             generation: 0,
+            stopping: false,
             asking: true,
             pausing: false,
             patience: Patience::Rested,
@@ -195,6 +198,8 @@ impl Holder {
             (Stage::Lost { .. }, Input::Ended(_)) => out.push(Output::Look),
             (Stage::Lost { grace }, Input::Looked(look)) => self.looked(grace, look, out),
             (Stage::Lost { .. }, Input::Claimed(found)) => self.claimed(found, out),
+            // Who wanted it to leave wanted that, and not that it follows the next one.
+            (Stage::Owner, Input::Left) if self.stopping => self.over(End::Stopped, out),
             (Stage::Owner, Input::Left) => {
                 self.stage = Stage::Leaving;
                 self.ask(out);
@@ -206,7 +211,10 @@ impl Holder {
                 self.over(End::Replaced, out);
             }
             (Stage::Owner | Stage::Leaving, Input::Gone) => self.over(End::Stopped, out),
-            (Stage::Owner, Input::Stop) => out.push(Output::Leave),
+            (Stage::Owner, Input::Stop) => {
+                self.stopping = true;
+                out.push(Output::Leave);
+            }
             (_, Input::Stop) => self.over(End::Stopped, out),
             (_, Input::Expired(timer)) => self.expired(timer, out),
             // Of a time that is over.

@@ -12,7 +12,7 @@ use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::protocol::message::Ack;
 use crate::protocol::message::{Confirmed, Hello, Message, Owning, Ready, Room, State};
-use crate::protocol::predecessor::{Input, Notice, Output, Peer, Predecessor};
+use crate::protocol::predecessor::{Input, Notice, Output, Peer, Predecessor, Takes};
 use crate::protocol::{Deadlines, FAMILY_SLOTS, Timer};
 use crate::status::Phase;
 
@@ -92,7 +92,13 @@ impl Walk {
         machine.set_state(Some(StateKind { schema: "count".to_owned(), version: 1 }));
         if let Some(confirms) = probation {
             // The first of the connections leads to the predecessor.
-            machine.enter_probation(0, NONCE, Who::default(), confirms, Duration::from_secs(1));
+            machine.enter_probation(
+                0,
+                NONCE,
+                Who::default(),
+                Takes { state: confirms, hold: !confirms },
+                Duration::from_secs(1),
+            );
             machine.set_confirms(confirms);
         }
         Walk {

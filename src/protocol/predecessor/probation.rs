@@ -11,6 +11,13 @@ use super::super::message::{Abort, Confirmed, Done, Message, cut};
 use super::{Heir, Notice, Output, Peer, Predecessor, Stage, Step};
 use crate::error::{Refusal, Who};
 
+/// What the predecessor can do with what comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Takes {
+    pub(crate) state: bool,
+    pub(crate) hold: bool,
+}
+
 /// The predecessor that stands by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Probation {
@@ -19,7 +26,7 @@ pub(super) struct Probation {
     /// That of the takeover that may be undone.
     nonce: u64,
     who: Who,
-    takes_state: bool,
+    takes: Takes,
     span: Duration,
     /// Whether the connection is there.
     linked: bool,
@@ -33,10 +40,10 @@ pub(super) struct Probation {
 
 impl Predecessor {
     /// This process is on probation: the one at the other end of `peer` stands by for so long.
-    pub(crate) fn enter_probation(&mut self, peer: Peer, nonce: u64, who: Who, takes_state: bool, span: Duration) {
+    pub(crate) fn enter_probation(&mut self, peer: Peer, nonce: u64, who: Who, takes: Takes, span: Duration) {
         let askers = Vec::new();
         let (linked, lost, due) = (true, false, false);
-        self.probation = Some(Probation { peer, nonce, who, takes_state, span, linked, lost, due, askers });
+        self.probation = Some(Probation { peer, nonce, who, takes, span, linked, lost, due, askers });
     }
 
     /// Whether a takeover that comes during the probation confirms it, and is not refused.
@@ -174,8 +181,8 @@ impl Predecessor {
             peer: probation.peer,
             nonce: probation.nonce,
             who: probation.who.clone(),
-            takes_state: probation.takes_state,
-            takes_hold: true,
+            takes_state: probation.takes.state,
+            takes_hold: probation.takes.hold,
             progress: String::new(),
             probation: None,
             back: Some(cut(reason)),

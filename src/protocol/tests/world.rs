@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, Kind};
 use crate::protocol::message::{Entries, Hello, Message, Ready, State, Wants};
-use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Reason};
+use crate::protocol::predecessor::{self, Claim, Found, Predecessor, Reason, Takes};
 use crate::protocol::starter::{self, Lease, Starter};
 use crate::protocol::successor::{self, Failure, Lock, Successor};
 use crate::protocol::{Deadlines, Timer};
@@ -813,7 +813,13 @@ impl World {
         {
             let takes_state = process.app.state && successor.state_kind().is_some();
             let who = successor.predecessor().clone();
-            predecessor.enter_probation(link as u64, successor.nonce(), who, takes_state, span);
+            predecessor.enter_probation(
+                link as u64,
+                successor.nonce(),
+                who,
+                Takes { state: takes_state, hold: true },
+                span,
+            );
         }
         process.predecessor = Some(predecessor);
     }
