@@ -53,13 +53,18 @@ pub(crate) fn live(role: &Role) -> Result<(), Failure> {
     let entries = claim(role, &names, &mut starting)?;
     let claimed = Instant::now();
     let mut serving = starting.ready()?;
-    let (whole, owned_at) = (began.elapsed(), clock::now());
+    let whole = began.elapsed();
+    let mut state = None;
     if let (Some(bytes), true) = (role.state, serving.generation() > 1) {
-        let state = serving.take_state(SCHEMA, 1..=1).ok_or("the state did not come")?;
-        if state.len() != bytes {
-            return Err(format!("a state of {} bytes came", state.len()).into());
+        let taken = serving.take_state(SCHEMA, 1..=1).ok_or("the state did not come")?;
+        if taken.len() != bytes {
+            return Err(format!("a state of {} bytes came", taken.len()).into());
         }
+        state = Some(taken);
     }
+    // With the state in hand, whose checksum was held against it just now.
+    let owned_at = clock::now();
+    drop(state);
 
     tell(&Told {
         start_us: (started - began).as_secs_f64() * 1e6,

@@ -20,7 +20,7 @@ pub(crate) struct Told {
     pub(crate) claim_us: f64,
     /// From the connect to the ownership.
     pub(crate) whole_us: f64,
-    /// When it owned, on the clock of all processes.
+    /// When it owned and had its state, on the clock of all processes.
     pub(crate) owned_at_us: f64,
     /// Where it answers.
     pub(crate) address: Option<std::net::SocketAddr>,

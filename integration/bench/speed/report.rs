@@ -169,7 +169,7 @@ impl Report {
             let took = millis(Some(state.handed_over));
             let wrote = millis(Some(state.wrote));
             table.row([
-                format!("a state of {}, {how}, from written to owned", size(state.bytes)),
+                format!("a state of {}, {how}, from written to had", size(state.bytes)),
                 format!("{took} ms; the application wrote it in {wrote} ms"),
             ]);
         }

@@ -15,7 +15,7 @@ pub(crate) struct StateTaken {
     pub(crate) checked: bool,
     /// What the application spent to write it.
     pub(crate) wrote: Spread,
-    /// From there to the ownership of the next one, which has it then.
+    /// From there until the next one owns and has it.
     pub(crate) handed_over: Spread,
 }
 
