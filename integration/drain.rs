@@ -322,3 +322,33 @@ fn drain_links_leave_no_descriptor_behind() {
     scene.status_where(|status| status.drainers.is_empty());
     assert_eq!(count(&mut fourth), usual);
 }
+
+/// A rollback forgets nobody who drained before it.
+#[test]
+fn a_drain_before_a_rollback_stays_in_sight() {
+    let scene = Scene::new();
+    let (mut first, mut second) = drainer_and_owner(&scene, json!({}));
+    let (mut third, _) = scene.serve("3", json!({"probation_ms": 600_000}));
+    scene.client().roll_back("too slow").unwrap();
+    second.event("resume");
+    assert_eq!(third.exit_code(), Some(0));
+    let status = scene.status_where(|status| generations(status) == [1]);
+    assert_eq!(status.pid, second.pid());
+    first.kill();
+    assert_eq!(wait_for_end(&mut second), "killed");
+    scene.status_where(|status| status.drainers.is_empty() && status.predecessor.is_none());
+}
+
+/// A process that lives on after its drain is no drainer any more, for whoever owns by then.
+#[test]
+fn a_drainer_whose_process_stays_is_forgotten_at_its_last_word() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({"process_stays": true, "exit": false}));
+    first.ask(json!({"do": "lease"}));
+    let (_second, _) = scene.serve("2", json!({}));
+    let (_third, _) = scene.serve("3", json!({}));
+    scene.status_where(|status| generations(status).contains(&1));
+    first.ask(json!({"do": "end-lease"}));
+    scene.status_where(|status| !generations(status).contains(&1));
+    assert!(first.ask_if_alive(json!({"do": "status"})).is_some());
+}

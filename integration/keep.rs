@@ -393,3 +393,40 @@ fn an_idle_keeper_is_small_and_wakes_for_nothing() {
     assert!(anonymous < 1024, "{line}");
     assert!(cfg!(debug_assertions) || resident < 3 * 1024, "{line}");
 }
+
+/// A keeper that owns and is stopped is as any owner: a rescue finds what it keeps.
+#[test]
+fn a_keeper_that_owns_can_be_rescued() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({"accept": false}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    first.kill();
+    keeper.event("holding");
+    let waiting = TcpStream::connect(&address).unwrap();
+    keeper.freeze();
+    let look = Run::of(ctl(&scene, "rescue").args(["--timeout", "500ms"]));
+    assert_eq!(look.code, 0, "{}{}", look.stdout, look.stderr);
+    assert_eq!(look.json()["source"]["pid"], keeper.pid());
+    let mut rescuer = Running::new(ctl(&scene, "rescue").args(["--timeout", "500ms", "--yes"]));
+    scene.status_where(|status| status.generation == 3 && status.pid == rescuer.pid());
+    let (second, same) = scene.serve("2", json!({}));
+    assert_eq!(same, address);
+    assert_eq!(visitor::answer(waiting).pid, second.pid());
+    assert_eq!(rescuer.code(), 0);
+}
+
+/// Told to leave while it stands by, it leaves, and does not follow the one that it stood by for.
+#[test]
+fn a_keeper_that_stands_by_ends_when_it_is_told_to() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    first.kill();
+    keeper.event("holding");
+    let (second, _) = scene.serve("2", json!({"probation_ms": 600_000}));
+    scene.status_where(|status| status.pid == second.pid() && status.probation.is_some());
+    keeper.run.signal(Signal::SIGTERM);
+    assert_eq!(keeper.run.code(), 0);
+    let status = scene.status_where(|status| status.probation.is_none());
+    assert_eq!((status.pid, status.keepers.len()), (second.pid(), 0));
+}

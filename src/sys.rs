@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "the one file that may; see the layer test")]
 
-use std::io::{self, BufRead};
+use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -255,9 +255,9 @@ pub(crate) fn set_fast_open(fd: BorrowedFd<'_>, pending: i32) -> io::Result<()> 
 /// Gives back the pages of programs and libraries that this process has mapped and not changed: they are in the file, and
 /// the kernel maps them again one by one as they are used.
 pub(crate) fn drop_file_pages() {
-    let Ok(file) = std::fs::File::open("/proc/self/smaps") else { return };
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let mut range = None;
-    for line in io::BufReader::new(file).lines().map_while(Result::ok) {
+    for line in maps.lines() {
         let mut fields = line.split_ascii_whitespace();
         match (fields.next(), fields.next()) {
             // What was relocated, and is only readable since, is not in the file.

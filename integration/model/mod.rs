@@ -378,7 +378,7 @@ fn each_rule_is_needed_by_two() {
     breaks(TimersStayArmed, p::IDLE, |rules| two(rules, 0, CALM));
     breaks(SameGeneration, p::FENCING, |rules| two(rules, 0, CALM));
     breaks(ProbationKeepsByte1, p::AS_BEFORE, |rules| on_probation(rules, 0, CALM));
-    breaks(StandsByWithNothing, p::LISTENS, |rules| on_probation(rules, 0, KILLS));
+    breaks(StandsByWithNothing, p::LISTENS, |rules| on_probation(rules, 1, KILLS));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use self::holders::Holders;
 use self::probation::Probation;
+#[cfg(target_os = "linux")]
 pub(crate) use self::probation::Takes;
 use self::rehearsal::Rehearsal;
 use self::standing_by::Standing;

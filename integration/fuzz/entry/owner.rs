@@ -230,7 +230,10 @@ impl Walk {
         }
         match output {
             Output::Refuse(peer, _) | Output::Close(peer) => drop(self.closed.insert(peer)),
-            Output::Send(_, Message::Offer(offer)) if offer.descriptors > offer.entries => {
+            // Whoever only keeps the entries is offered all of them at any time.
+            Output::Send(peer, Message::Offer(offer))
+                if offer.descriptors > offer.entries && !self.machine.is_holder(peer) =>
+            {
                 assert!(self.machine.hold().is_none(), "offers a takeover during a hold");
             }
             Output::Unlock => {

@@ -276,9 +276,9 @@ pub(crate) struct RescueArgs {
 /// Keep the listeners beside the owner, so that connections wait while the service is down
 ///
 /// A small process that gets everything the owner has, follows changes of it and of the owner, and accepts nothing. While
-/// an owner lives nobody notices it. When none does any more, after a crash or `ctl stop`, it owns after 2s, in the phase
-/// holding: connections wait in the queues, none is refused, and the next process of the service that starts takes over,
-/// with the same listeners. Then it follows that one. It runs until SIGTERM, SIGINT or SIGHUP, or until another one is
+/// an owner lives nobody notices it. When none does any more, after a crash or `ctl stop`, connections wait in the queues,
+/// none is refused, and after 2s to 5s it owns, in the phase holding: the next process of the service that starts takes
+/// over, with the same listeners. Then it follows that one. It runs until SIGTERM, SIGINT or SIGHUP, or until another one is
 /// started with --replace; `ctl stop` ends it while it owns, and with it the service.
 ///
 /// Up to four may keep the same service. While one owns, a signal to end it loses the connections that wait, unless

@@ -100,6 +100,11 @@ impl Follow {
         self.client = None;
     }
 
+    /// Whether there is no connection at the moment, so that the next news are the first of a new one.
+    pub(crate) fn is_to_connect(&self) -> bool {
+        self.client.is_none()
+    }
+
     fn pause(&mut self) {
         self.not_before = Some(Instant::now() + PAUSE);
     }

@@ -174,7 +174,9 @@ impl Upgrade {
                     Some(_) if is_ready(&status) => return self.serves(&status),
                     _ => {
                         self.steps.see(&status);
-                        silent = (status.phase == Phase::StandingBy).then(|| Instant::now() + SILENT);
+                        // Somebody else is to answer now, or the same one again: one that lives does so at once.
+                        let is_asked = status.phase == Phase::StandingBy || self.follow.is_to_connect();
+                        silent = is_asked.then(|| Instant::now() + SILENT);
                         // What cannot be called off any more goes on, hold or not.
                         if let (Some(hold), None) = (status.hold, &status.takeover)
                             && status.generation == self.from.generation
