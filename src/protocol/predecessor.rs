@@ -428,6 +428,17 @@ impl Predecessor {
 
     /// Takes one input; appends what is to be done, in order.
     pub(crate) fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
+        let before = out.len();
+        self.act(input, out);
+        // Who is hung up on is told nothing more, whatever he waited for.
+        for output in out.iter().skip(before) {
+            if let Output::Refuse(peer, _) | Output::Close(peer) = output {
+                self.forget_refused(*peer);
+            }
+        }
+    }
+
+    fn act(&mut self, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Ready => {
                 if self.stage == Stage::Starting {

@@ -288,14 +288,19 @@ impl Predecessor {
         }
     }
 
-    /// A client is gone, and what he wanted with him.
-    pub(super) fn forget_asker(&mut self, peer: Peer) {
+    /// A connection is about to be closed: what its client waits for is not told there any more.
+    pub(super) fn forget_refused(&mut self, peer: Peer) {
         if let Some(probation) = &mut self.probation {
             probation.askers.retain(|asker| *asker != peer);
         }
         if self.wish.is_some_and(|(asker, _)| asker == peer) {
             self.wish = None;
         }
+    }
+
+    /// A client is gone, and what he wanted with him.
+    pub(super) fn forget_asker(&mut self, peer: Peer) {
+        self.forget_refused(peer);
         if self.is_giver(peer) {
             self.giver = None;
         }
