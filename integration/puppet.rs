@@ -446,11 +446,16 @@ pub(crate) fn merge(into: &mut Value, more: Value) {
     }
 }
 
-/// Says aloud that a test, or a part of it, could not run here.
+/// Says aloud that a test, or a part of it, could not run here; also in the file that `SKIPPED_PARTS` names, for whoever
+/// runs all of it and sums up.
 pub(crate) fn skip(why: &str) {
     // Past the harness, which keeps to itself what a test that passes has printed.
     let line = format!("skipped in {}: {why}\n", thread::current().name().unwrap_or("a test"));
     let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("SKIPPED_PARTS") {
+        let sum = std::fs::OpenOptions::new().append(true).open(path);
+        let _ = sum.and_then(|mut sum| sum.write_all(line.trim_start_matches("skipped in ").as_bytes()));
+    }
 }
 
 pub(crate) fn is_root() -> bool {

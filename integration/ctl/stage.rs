@@ -19,6 +19,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::puppet::skip;
+
 /// The program.
 pub(crate) const CTL: &str = env!("CARGO_BIN_EXE_ctl");
 
@@ -344,7 +346,7 @@ pub(crate) fn heeded(signals: &[Signal]) -> Vec<Signal> {
     let (ignored, heeded): (Vec<_>, Vec<_>) =
         signals.iter().partition(|signal| ignored & (1 << (**signal as i32 - 1)) != 0);
     if !ignored.is_empty() {
-        eprintln!("skipped for {ignored:?}, which whatever started the tests ignores");
+        skip(&format!("{ignored:?}, which whatever started the tests ignores"));
     }
     heeded
 }
