@@ -156,6 +156,15 @@ fn only_the_tokio_face_knows_tokio() {
     }
 }
 
+/// docs.rs builds the default features alone where it is not told otherwise, and the pages that link to all faces need more.
+#[test]
+fn docs_rs_is_told_to_show_everything() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let told = manifest.split("[package.metadata.docs.rs]").nth(1).unwrap().split("\n\n").next().unwrap();
+    assert!(told.lines().any(|line| line == "all-features = true"), "{told}");
+    assert!(told.contains(r#"["--cfg", "docsrs"]"#), "{told}");
+}
+
 #[test]
 fn unsafe_code_is_in_one_file() {
     for (path, text) in files(&source()) {

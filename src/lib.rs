@@ -33,6 +33,9 @@
 //! # }
 //! ```
 //!
+//! Who knows tableflip, listenfd, ecdysis or shellflip finds each of their calls in `heirloom::coming_from` (with the feature
+//! `tokio`), and what each of them does in `heirloom::compared`. [`testing`] is for the tests of a program of your own.
+//!
 //! # A map of the code
 //!
 //! Arrows point down only; a test reads the `use crate::` lines and fails when one points up.
