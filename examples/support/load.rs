@@ -41,6 +41,15 @@ pub(crate) struct Plan {
     pub(crate) answer_within: Duration,
 }
 
+impl Plan {
+    /// Whether this client of all of them, from 0 on, is one that keeps its connection: they are spread evenly.
+    fn keeps(&self, client: u32) -> bool {
+        let (kept, all) = (u64::from(self.keep_alive), u64::from(self.keep_alive) + u64::from(self.new_connection));
+        let before = |clients: u64| clients * kept / all;
+        before(u64::from(client) + 1) > before(client.into())
+    }
+}
+
 /// The running load.
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -51,13 +60,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts all clients, which take turns in the schedule.
+    /// Starts all clients, which take turns in the schedule, and so do the two kinds: where one came after the other, a
+    /// new version would wait half a round for the first connection that it could answer on.
     pub(crate) fn start(plan: Plan) -> io::Result<Load> {
         let ledger = Arc::new(Ledger::new().map_err(io::Error::other)?);
         let (metronome, beats) = Metronome::start(plan.rate, plan.keep_alive + plan.new_connection)?;
         let mut clients = JoinSet::new();
         for (n, beats) in (0..).zip(beats) {
-            let client = Client { plan, keeps: n < plan.keep_alive, kept: None };
+            let client = Client { plan, keeps: plan.keeps(n), kept: None };
             clients.spawn(client.run(beats, Arc::clone(&ledger)));
         }
         Ok(Load { ledger, clients, metronome, since: clock::now() })

@@ -148,6 +148,10 @@ struct Desk {
 
 /// Stands for whatever a real server loads. The predecessor serves meanwhile, and hears how far it is.
 async fn warm_up(starting: &mut Starting, time: Duration) -> Result<(), heirloom::Error> {
+    if time.is_zero() {
+        // Four sleeps of no time at all are four ticks of the timer, of a millisecond each.
+        return Ok(());
+    }
     for step in 0..WARM_UP_STEPS {
         starting.inner().progress(&format!("warming up {}%", step * 100 / WARM_UP_STEPS))?;
         starting.during(tokio::time::sleep(time / WARM_UP_STEPS)).await?;

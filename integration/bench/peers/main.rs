@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::failure::Failure;
 use crate::figure::{Paired, Spread};
-use crate::load::{Load, Plan, Tally};
+use crate::load::{ANSWER_WITHIN, Load, Plan, Tally};
 
 #[path = "../../../examples/support/args.rs"]
 #[allow(dead_code, reason = "the servers are told more")]
@@ -86,7 +86,7 @@ const HEAD: &str = "\
 /// Clients of each kind.
 const CLIENTS: u32 = 16;
 /// How long a new version may take to its first answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const NEW_VERSION_WITHIN: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -112,7 +112,8 @@ async fn row(cli: &Cli) -> Result<String, Failure> {
     let (Some(name), Some(address), Some(trigger)) = (&cli.name, cli.address, &cli.trigger) else {
         return Err("name, address and trigger are missing".into());
     };
-    let plan = Plan { address, rate: cli.rate, keep_alive: CLIENTS, new_connection: CLIENTS };
+    let plan =
+        Plan { address, rate: cli.rate, keep_alive: CLIENTS, new_connection: CLIENTS, answer_within: ANSWER_WITHIN };
     let (mut tail, mut firsts, mut failed) = (Paired::default(), Vec::new(), Failed::default());
     for _ in 0..cli.pairs {
         let load = Load::start(plan)?;
@@ -129,8 +130,8 @@ async fn row(cli: &Cli) -> Result<String, Failure> {
             let known = load.versions();
             let triggered = clock::now();
             let mut replacing = shell(trigger)?;
-            let first = timeout(ANSWER_WITHIN, load.another_answers(known)).await;
-            let first = first.map_err(|_| format!("no new version answered within {ANSWER_WITHIN:?}"))?;
+            let first = timeout(NEW_VERSION_WITHIN, load.another_answers(known)).await;
+            let first = first.map_err(|_| format!("no new version answered within {NEW_VERSION_WITHIN:?}"))?;
             firsts.push(first.saturating_sub(triggered).as_secs_f64() * 1e3);
             let status = replacing.wait().await?;
             if !status.success() {

@@ -19,6 +19,8 @@ use tokio::sync::watch;
 const PLACE: i32 = 3;
 
 fn main() {
+    // It calls LISTEN_PID "auto" for its child.
+    ::shellflip::fixup_systemd_env();
     let mut passed = ListenFd::from_env();
     let Ok(Some(listener)) = passed.take_tcp_listener(0) else { return first() };
     listener.set_nonblocking(true).expect("a mode");
