@@ -47,6 +47,12 @@ impl Family {
     /// Starts the next version, and waits until it serves.
     #[track_caller]
     fn next(&mut self) -> Version {
+        self.next_at("serving ")
+    }
+
+    /// The same, where these words stand before its address.
+    #[track_caller]
+    fn next_at(&mut self, words: &str) -> Version {
         self.versions += 1;
         let mut child = Command::new(program(self.name))
             .arg("--control")
@@ -60,8 +66,8 @@ impl Family {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut version = Version { child, lines, address: String::new() };
-        let line = version.says("serving ");
-        version.address = line.split("serving ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        let line = version.says(words);
+        version.address = line.split(words).nth(1).unwrap().split(' ').next().unwrap().to_owned();
         version
     }
 }
@@ -335,6 +341,40 @@ fn axum_takes_the_service_up_again() {
     drop(third);
 }
 
+/// A stop closes connections that are idle. One whose first request has not arrived is none of them: it was accepted, so
+/// its client is answered.
+#[test]
+fn http_answers_the_first_request_of_all_that_it_accepted_before_a_stop() {
+    let mut family = Family::of("http");
+    family.drain = "60s";
+    let server = family.next_at("has the listener at ");
+    server.says("serving as");
+    let mut idle = Keeper::of(server.inet());
+    idle.get("/").unwrap();
+    let mut silent = TcpStream::connect(server.inet()).unwrap();
+    let mut begun = TcpStream::connect(server.inet()).unwrap();
+    begun.write_all(b"GET / HTTP").unwrap();
+    let accepted = || heirloom::Client::connect(family.control(), PATIENCE).unwrap().status().unwrap().in_flight;
+    let end = Instant::now() + PATIENCE;
+    while accepted() < 3 {
+        assert!(Instant::now() < end, "it accepted {} of 3", accepted());
+    }
+    server.signal(Signal::SIGTERM);
+    server.says("stopping");
+    let error = idle.stream.as_mut().unwrap().read(&mut [0]);
+    assert_eq!(error.unwrap(), 0, "an idle connection ends at once");
+    silent.write_all(b"GET / HTTP").unwrap();
+    for mut stream in [begun, silent] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"/1.1\r\nhost: shop\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let answer = answer.to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 200") && answer.contains("connection: close"), "{answer:?}");
+    }
+    server.finishes();
+}
+
 mod grpc {
     use super::*;
     use futures_util::StreamExt;
@@ -451,7 +491,7 @@ impl Asker {
                 self.next += 1;
             }
             // Answers that come twice come late: after the last one, a moment's silence is waited for.
-            let patience = if self.open.is_empty() { Duration::from_millis(200) } else { Duration::from_secs(5) };
+            let patience = if self.open.is_empty() { Duration::from_millis(200) } else { PATIENCE };
             self.socket.set_read_timeout(Some(patience)).unwrap();
             match self.socket.recv(&mut buffer) {
                 Ok(length) => {

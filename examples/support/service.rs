@@ -135,7 +135,8 @@ enum Phase {
     Serving,
     /// A successor accepts: clients are sent there as they come by.
     Draining,
-    /// Nobody else serves here: waiting for the next request of an idle connection would help nobody.
+    /// Perhaps nobody else serves: an idle connection is closed, and not kept until its client comes by again. One that
+    /// has not had its first request yet is not idle: its client was told that it is connected, and gets an answer.
     Stopping,
 }
 
@@ -182,18 +183,32 @@ async fn accept(serving: &mut Serving, web: &TcpListener, desk: &Desk) -> Result
     }
 }
 
+/// How long a stop waits for the first request of a connection: as long as that can be on its way.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(2);
+
 impl Desk {
     /// Answers all requests of one connection. The lease keeps the process alive until the last response has left.
     async fn connection(self, stream: TcpStream, _lease: Lease) -> Result<(), Failure> {
         stream.set_nodelay(true)?;
         let mut life = self.life.clone();
-        let requests = service_fn(|request| self.answer(request));
+        let asked = watch::Sender::new(false);
+        let mut first = asked.subscribe();
+        let requests = service_fn(|request| {
+            asked.send_replace(true);
+            self.answer(request)
+        });
+        let stopping = async {
+            let _ = life.wait_for(|life| life.phase == Phase::Stopping).await;
+            // hyper's graceful shutdown would close a connection on which nothing has been read, too. A client that never
+            // asks must not put off the end.
+            let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, first.wait_for(|asked| *asked)).await;
+        };
         let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), requests));
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
             // Not for `Draining`: hyper's graceful shutdown closes an idle connection at once, and a request that
             // its client has just sent would be lost though somebody serves.
-            _ = life.wait_for(|life| life.phase == Phase::Stopping) => connection.as_mut().graceful_shutdown(),
+            () = stopping => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }
