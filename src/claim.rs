@@ -202,8 +202,8 @@ impl<'a> Claim<'a> {
             None => self.driver.admit_passed(self.name),
         };
         let duplicating = |error| Error::io(format!("duplicate {:?}", self.name), error);
-        self.driver.check_entry(self.name)?;
-        let adopted = self.driver.table.adopt(self.name).map_err(duplicating)?;
+        let blocking = self.driver.check_entry(self.name)?;
+        let adopted = self.driver.table.adopt(self.name, blocking).map_err(duplicating)?;
         if let Some(outcome) = passed {
             self.driver.table.report.entries.insert(self.name.to_owned(), outcome);
         }
@@ -306,8 +306,8 @@ impl<'a> Claim<'a> {
         T: From<OwnedFd> + AsFd + Send + Sync + 'static,
     {
         if self.is_inherited(asked, &same) {
-            self.driver.check_entry(asked.name)?;
-            let adopted = self.driver.table.adopt(asked.name);
+            let blocking = self.driver.check_entry(asked.name)?;
+            let adopted = self.driver.table.adopt(asked.name, blocking);
             let adopted = adopted.map_err(|error| Error::io(format!("duplicate {:?}", asked.name), error))?;
             if let Some(fd) = adopted {
                 return Ok(fd);

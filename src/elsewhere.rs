@@ -102,7 +102,7 @@ pub(crate) mod driver {
         generation(&;) -> u64;
         wake(&;) -> &Arc<Wake>;
         may_change(&;) -> Result<()>;
-        check_entry(&mut; &str) -> Result<()>;
+        check_entry(&mut; &str) -> Result<bool>;
         is_serving(&;) -> bool;
         has_inherited(&;) -> bool;
         follows_a_family_that_ended(&;) -> bool;

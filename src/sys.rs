@@ -116,7 +116,7 @@ fn option_of<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: zeroed before, and T is one of u64 and c_int here, for which every bit pattern is a value.
+    // SAFETY: zeroed before, and T is one of u64, c_int and u8 here, for which every bit pattern is a value.
     Ok(unsafe { value.assume_init() })
 }
 
@@ -155,6 +155,18 @@ pub(crate) fn socket_facts(fd: BorrowedFd<'_>) -> io::Result<SocketFacts> {
         kind: option(fd, libc::SO_TYPE)?,
         listening: option::<libc::c_int>(fd, libc::SO_ACCEPTCONN)? != 0,
     })
+}
+
+/// The state of a listening socket in `TCP_INFO` (tcp(7)).
+const TCP_LISTEN: u8 = 10;
+
+/// Whether a socket of TCP listens: the first byte of `TCP_INFO`, all of which the kernel fills in otherwise.
+///
+/// # Errors
+/// `ENOPROTOOPT` or `EOPNOTSUPP` where it is none of TCP.
+pub(crate) fn tcp_listens(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let state: u8 = option_of(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok(state == TCP_LISTEN)
 }
 
 /// `SO_PEERPIDFD`: the process at the other end of a Unix connection, as a descriptor that no reuse of pids can fool.
@@ -406,7 +418,6 @@ pub(crate) fn accept_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
     }
     // SAFETY: zeroed before, plain integers throughout.
     let info = unsafe { info.assume_init() };
-    const TCP_LISTEN: u8 = 10;
     (info.tcpi_state == TCP_LISTEN).then_some((info.tcpi_unacked, info.tcpi_sacked))
 }
 

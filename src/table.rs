@@ -89,6 +89,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// How many were received and claimed.
+    pub(crate) fn adopted(&self) -> usize {
+        self.entries.values().filter(|outcome| **outcome == Outcome::Adopted).count()
+    }
+
     /// The names with an outcome for which this says so.
     pub(crate) fn names(&self, of: impl Fn(&Outcome) -> bool) -> Vec<String> {
         self.entries.iter().filter(|(_, outcome)| of(outcome)).map(|(name, _)| name.clone()).collect()
@@ -219,18 +224,12 @@ impl Table {
         self.held.get_mut(name)
     }
 
-    /// Takes note that an entry is what the manifest says.
-    pub(crate) fn checked(&mut self, name: &str, blocking: bool) {
-        if let Some(held) = self.held.get_mut(name) {
-            (held.checked, held.blocking) = (true, blocking);
-        }
-    }
-
-    /// Gives an inherited descriptor to the application, with the type that it wants and without a second descriptor.
+    /// Gives an inherited descriptor, which was looked at, to the application, with the type that it wants and without a
+    /// second descriptor.
     ///
     /// # Errors
     /// `EMFILE`, where an offer that is under way shares the descriptor so that it has to be duplicated.
-    pub(crate) fn adopt<T>(&mut self, name: &str) -> io::Result<Option<Arc<T>>>
+    pub(crate) fn adopt<T>(&mut self, name: &str, blocking: bool) -> io::Result<Option<Arc<T>>>
     where
         T: From<OwnedFd> + AsFd + Send + Sync + 'static,
     {
@@ -253,6 +252,7 @@ impl Table {
         let typed = Arc::new(T::from(owned));
         held.fd = Descriptor::Claimed(typed.clone().into());
         held.claimed = true;
+        (held.checked, held.blocking) = (true, blocking);
         self.report.entries.insert(name.clone(), Outcome::Adopted);
         self.held.insert(name, held);
         Ok(Some(typed))

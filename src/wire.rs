@@ -3,8 +3,8 @@
 //! The format is written down in [`protocol`](crate::protocol). This file does no I/O: [`Assembler`] says how many bytes
 //! it wants next, so that a reader never reads past the element it is in, and descriptors stay with their header.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The first four bytes of each frame.
 pub(crate) const MAGIC: [u8; 4] = *b"HRLM";
@@ -110,11 +110,15 @@ pub(crate) fn decode_body<T: DeserializeOwned>(kind: &'static str, bytes: &[u8])
     if !matches!(bytes.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
         return Err(Fault::Body(kind));
     }
-    let mut decoder = rmp_serde::Deserializer::new(bytes);
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
     // rmp-serde counts down to zero and fails there, so its number is one more than the levels that it reads.
     decoder.set_max_depth(MAX_DEPTH + 1);
     let value = T::deserialize(&mut decoder).map_err(|_| Fault::Body(kind))?;
-    if decoder.get_ref().is_empty() { Ok(value) } else { Err(Fault::TrailingBytes) }
+    // It does not tell how far it has read: at the end, and there alone, a marker of a next value cannot be read.
+    match bool::deserialize(&mut decoder) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),
+        _ => Err(Fault::TrailingBytes),
+    }
 }
 
 /// One whole frame as it arrived.
@@ -173,7 +177,6 @@ impl Assembler {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde::Deserialize;
 
     fn feed(bytes: &[u8], step: usize) -> Result<Vec<Frame>, Fault> {
         let mut assembler = Assembler::default();

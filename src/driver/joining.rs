@@ -385,7 +385,7 @@ impl Driver {
             let report = &self.table.report;
             let unclaimed = self.table.iter().filter(|held| !held.claimed).map(|held| held.entry.name.clone());
             let ready = crate::protocol::message::Ready {
-                adopted: report.names(|outcome| *outcome == Outcome::Adopted).len() as u32,
+                adopted: report.adopted() as u32,
                 bound: report.names(Outcome::is_new),
                 dropped: unclaimed.collect(),
                 missing: report.names(|outcome| matches!(outcome, Outcome::Missing { .. })),

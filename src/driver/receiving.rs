@@ -137,21 +137,21 @@ impl Driver {
     }
 
     /// Holds a received entry against the kernel, once, before the application gets it. Not when it arrives: a service
-    /// with ten thousand listeners is handed over without a system call for each of them.
+    /// with ten thousand listeners is handed over without a system call for each of them. `true`: it came in blocking mode.
     ///
     /// # Errors
     /// [`Error::Mismatch`] or [`Error::ForeignNamespace`], and then the takeover is called off: nothing that such an owner
     /// says is to be relied upon.
-    pub(crate) fn check_entry(&mut self, name: &str) -> Result<()> {
-        let Some(held) = self.table.get(name).filter(|held| !held.checked) else { return Ok(()) };
+    pub(crate) fn check_entry(&mut self, name: &str) -> Result<bool> {
+        let Some(held) = self.table.get(name) else { return Ok(false) };
+        if held.checked {
+            return Ok(held.blocking);
+        }
         let admitted = listener::examine(&held.entry, held.fd.as_fd(), self.namespace, Tell::Failed)
             .map_err(|error| Error::io(format!("look at {name:?}"), error))
             .and_then(|failed| self.judge(held, failed));
         match admitted {
-            Ok(blocking) => {
-                self.table.checked(name, blocking);
-                Ok(())
-            }
+            Ok(blocking) => Ok(blocking),
             Err(error) => {
                 let why = Refusal::new(error.code(), error.to_string());
                 self.work.push_back(Work::Successor(successor::Input::Lied(why)));
