@@ -39,13 +39,16 @@ const PARTS: [&str; 5] = ["started", "claimed", "serving", "leaving", "drained"]
 const STARTED: u64 = 53;
 const SERVING: u64 = 50;
 const LEFT: u64 = 90;
-/// The most allocations of each part: of a takeover of one entry, and for each entry more.
+/// The most allocations of each part: of a takeover of one entry, and for each entry more. The commit has some fifteen more
+/// where it falls together with the first words of the predecessor that leaves.
 const ALLOCATIONS: [(&str, u64, f64); 5] =
-    [("started", 110, 7.0), ("claimed", 6, 2.5), ("serving", 60, 1.2), ("leaving", 165, 2.5), ("drained", 32, 0.05)];
+    [("started", 110, 7.0), ("claimed", 6, 2.5), ("serving", 85, 1.2), ("leaving", 165, 2.5), ("drained", 32, 0.05)];
 
 /// How often a process waits, and finds that there is nothing more, is the scheduler's to say: these are not counted.
 const WAITS: [&str; 7] =
     ["epoll_wait", "poll", "ppoll", "getpid", "restart_syscall", "timerfd_settime", "rt_sigprocmask"];
+/// Nor is the list for a rescuer, which is written a moment after the last change, whatever happens by then.
+const LIST: [&str; 2] = ["memfd_create", "write to it"];
 /// Nor is what the allocator asks for, which depends on the C library; allocations have a test of their own.
 const MEMORY: [&str; 6] = ["brk", "madvise", "mmap", "mprotect", "mremap", "munmap"];
 
@@ -142,9 +145,9 @@ fn calls_of(entries: u64) -> Option<Calls> {
     Some(calls)
 }
 
-/// Shows the system calls of a thread; `None`, said aloud, where there is no strace.
+/// Shows the system calls of a thread, and what their descriptors are; `None`, said aloud, where there is no strace.
 fn attach(thread: u64) -> Option<Strace> {
-    Strace::attach(thread, &["-s", "64"]).map_err(|why| skip(&format!("strace: {why}"))).ok()
+    Strace::attach(thread, &["-y", "-s", "64"]).map_err(|why| skip(&format!("strace: {why}"))).ok()
 }
 
 /// Counts lines of strace up to that which tells of each part.
@@ -159,11 +162,13 @@ fn by_part(lines: &[String], parts: &[&'static str]) -> Calls {
             part = left.next();
             continue;
         }
+        let to_list = call == "write" && arguments.contains("</memfd:");
         if WAITS.contains(&call) || MEMORY.contains(&call) || arguments.contains(" EAGAIN ") {
             continue;
         }
         // Not the rest of a call that was shown before, nor a signal.
         if call.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') {
+            let call = if to_list { LIST[1] } else { call };
             *calls.entry(now).or_default().entry(call.to_owned()).or_default() += 1;
         }
     }
@@ -173,7 +178,8 @@ fn by_part(lines: &[String], parts: &[&'static str]) -> Calls {
 
 /// The sum of some parts.
 fn sum(calls: &Calls, parts: &[&str]) -> u64 {
-    parts.iter().filter_map(|part| calls.get(part)).flat_map(BTreeMap::values).sum()
+    let calls = parts.iter().filter_map(|part| calls.get(part)).flatten();
+    calls.filter(|(call, _)| !LIST.contains(&call.as_str())).map(|(_, count)| count).sum()
 }
 
 #[test]
@@ -184,11 +190,12 @@ fn the_system_calls_of_a_takeover_are_counted() {
 
     // At most three for 253 descriptors, on either side: the owner sends the list and the descriptors, and reads now and
     // then that they have come; the successor reads the head of the list, the list, and the descriptors. It acknowledges
-    // when it finds no more: once for all of them, or up to once for each batch where it keeps up.
+    // when it finds no more: once for all of them, or up to once for each batch where it keeps up. Where the socket was
+    // full, a list comes in two pieces, which is a read more.
     let acknowledged = |calls: &Calls| calls[PARTS[0]].get("sendto").copied().unwrap_or_default();
     let acknowledged = acknowledged(&many) - acknowledged(&few).min(acknowledged(&many));
-    assert!(growth(&PARTS[3..]) <= 3 * batches, "the owner: {}", growth(&PARTS[3..]));
-    assert!(growth(&PARTS[..1]) <= 3 * batches + acknowledged, "the successor: {}", growth(&PARTS[..1]));
+    assert!(growth(&PARTS[3..]) <= 3 * batches, "the owner: {few:#?} {many:#?}");
+    assert!(growth(&PARTS[..1]) <= 3 * batches + acknowledged + 2, "the successor: {}", growth(&PARTS[..1]));
     assert!(acknowledged <= batches, "the successor acknowledged {acknowledged} times");
     // One look at each entry that the application claims, before it gets it.
     assert!(growth(&PARTS[1..2]) <= batches * BATCH, "the claims: {}", growth(&PARTS[1..2]));
@@ -211,7 +218,7 @@ fn a_first_process_writes_down_once_what_it_claims_in_a_row() {
     first.tell(&Value::Null);
     first.event(PARTS[2]);
     let calls = by_part(&strace.leave(), &PARTS[..3]);
-    let written = calls[PARTS[1]].get("memfd_create").copied().unwrap_or_default();
+    let written = calls[PARTS[1]].get(LIST[0]).copied().unwrap_or_default();
     // With few entries it is not worth the wait.
     assert!(written <= 257, "{written} times for {} entries", 4 * BATCH);
 }

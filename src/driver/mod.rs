@@ -172,6 +172,8 @@ enum Key {
     Elder,
     /// How long a client waits until those who drain have obeyed.
     Relay(Peer),
+    /// Time to write down a long list for a rescuer.
+    Inventory,
     /// Time to show systemd that this process lives.
     #[cfg(feature = "systemd")]
     Watchdog,
@@ -358,7 +360,8 @@ impl Driver {
     /// for it must not miss them.
     fn leave(&mut self) -> Result<()> {
         self.run()?;
-        if self.leave_small_inventory() || !self.notices.is_empty() || self.has_more() {
+        self.leave_inventory();
+        if !self.notices.is_empty() || self.has_more() {
             self.wake.again();
         }
         self.set_timer()
@@ -377,7 +380,8 @@ impl Driver {
         }
         self.finish_drain();
         self.run()?;
-        if self.leave_inventory() || self.has_more() {
+        self.leave_inventory();
+        if self.has_more() {
             // More waits than one turn may take: come back at once, after whoever polls us had his turn.
             self.wake.again();
         }
@@ -538,6 +542,7 @@ impl Driver {
             // The drain itself looks at whether its deadline is still armed, and so does who waits for the predecessor.
             Key::Drain | Key::Elder => {}
             Key::Relay(client) => self.relay_expired(client),
+            Key::Inventory => self.leave_inventory_now(),
             #[cfg(feature = "systemd")]
             Key::Watchdog => self.pet_watchdog(),
             #[cfg(feature = "systemd")]
