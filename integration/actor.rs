@@ -698,7 +698,10 @@ impl Actor {
 
     /// Where this process is in its life, at any stage of it.
     fn state(&self) -> Value {
-        let address = self.claimed.get(SERVED).and_then(Claimed::address);
+        let served = self.claimed.get(SERVED);
+        let address = served.and_then(Claimed::address);
+        // An address may be had anew, by chance.
+        let inode = served.and_then(|claimed| nix::sys::stat::fstat(claimed.fd()).ok()).map(|stat| stat.st_ino);
         let (stage, status) = match &self.stage {
             Stage::Idle => ("idle", None),
             Stage::Joining(_) => ("joining", None),
@@ -708,7 +711,7 @@ impl Actor {
             Stage::Draining(_) => ("draining", None),
         };
         let owner = matches!(&self.stage, Stage::Serving(serving) if serving.is_owner());
-        json!({"stage": stage, "owner": owner, "status": status, "address": address})
+        json!({"stage": stage, "owner": owner, "status": status, "address": address, "inode": inode})
     }
 
     /// How many bytes the next one who connects to the trap sends before he hangs up. He is told something that he must

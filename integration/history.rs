@@ -108,8 +108,7 @@ fn a_successor_that_is_killed_leaves_a_failure_and_the_owner_as_it_was() {
     assert_eq!(outcomes(&records), ["cold-start", "failed"]);
     assert_eq!((code(&records[1]), steps(&records[1]).last()), (Some("link-lost"), Some(&"warming-up")));
     assert_eq!(sides(&records[1])[1].map(|(generation, _, version)| (generation, version)), Some((None, "2")));
-    let log = first.log();
-    let line = log.lines().find(|line| line.contains("came to nothing")).unwrap();
+    let line = first.logged("came to nothing");
     assert!(line.contains("WARN") && line.contains("link-lost: "), "{line}");
 }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use heirloom::{Error, Phase};
 use serde_json::{Value, json};
 
-use crate::ctl::stage::eventually;
 use crate::puppet::{Puppet, Scene};
 use crate::visitor::{Load, answer, visit};
 
@@ -157,7 +156,7 @@ fn a_call_and_a_client_roll_back() {
         assert_eq!(second.exit_code(), Some(0));
         let answer = visit(&address);
         assert_eq!((answer.pid, answer.generation), (first.pid(), 3));
-        assert!(first.log().contains("too slow"));
+        first.logged("too slow");
         let back = scene.client().history().unwrap().pop().unwrap();
         let cause = back.cause.unwrap();
         assert_eq!(
@@ -380,8 +379,7 @@ fn the_status_of_both_sides() {
     second.ask(claim);
     second.ask(json!({"do": "give-back", "reason": "test"}));
     first.event("resume");
-    // Its log comes by another pipe than its events.
-    eventually(|| first.log().contains("lost with it, since it was new there: more").then_some(()));
+    first.logged("lost with it, since it was new there: more");
 }
 
 /// Connections that the first had before it stood by are its own all the time.
@@ -411,7 +409,7 @@ fn a_hold_after_a_rollback_outlives_the_one_that_took_the_service_back() {
     first.event("resume");
     second.event("leave");
     scene.client().hold("an incident", None).unwrap();
-    eventually(|| second.log().contains("takeovers are refused: an incident").then_some(()));
+    second.logged("takeovers are refused: an incident");
     first.kill();
     second.event("resumed");
     assert_eq!(scene.status().hold.unwrap().reason, "an incident");

@@ -30,6 +30,9 @@ pub(crate) const ROLE: &str = "HEIRLOOM_PUPPET";
 /// What makes the test binary run nothing but [`entry`].
 pub(crate) const ENTRY: [&str; 4] = ["--exact", "puppet::entry", "--nocapture", "--test-threads=1"];
 
+/// Makes the command after it the first process of a pid namespace, as in a container; only root may.
+pub(crate) const PID_NAMESPACE: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"];
+
 /// No test: the process behind a [`Puppet`].
 #[test]
 fn entry() {
@@ -291,6 +294,20 @@ impl Puppet {
     /// What it has written to stderr.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The first line with these words that it has written to stderr; waits for it, since that is another pipe than its
+    /// events come by.
+    #[track_caller]
+    pub(crate) fn logged(&self, words: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.log().lines().find(|line| line.contains(words)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < end, "the puppet never wrote {words:?}: {}", self.log());
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// How the process ended, as it was seen after its last word; waits for that.

@@ -15,7 +15,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::ctl::stage::CTL;
-use crate::puppet::{PATIENCE, Puppet, Scene, is_root, skip};
+use crate::puppet::{PATIENCE, PID_NAMESPACE, Puppet, Scene, is_root, skip};
 use crate::starting::settled;
 use crate::strace::Strace;
 use crate::visitor::visit;
@@ -369,8 +369,6 @@ fn an_owner_in_a_user_namespace_knows_its_own_and_nobody_else() {
     assert_eq!(visit(&address).generation, 3);
 }
 
-const PID_NAMESPACE: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"];
-
 #[test]
 fn a_successor_in_a_child_pid_namespace_takes_over_and_its_death_is_noticed() {
     if !is_root() {
@@ -418,8 +416,7 @@ fn an_owner_in_a_child_pid_namespace_hands_over_and_its_death_is_noticed() {
     let status = [CTL, "--json", "--socket", scene.control().to_str().unwrap(), "status"].map(str::to_owned);
     let Some(answer) = run_as(STRANGER, &status.each_ref().map(String::as_str)) else { return };
     assert!(String::from_utf8_lossy(&answer.stdout).contains("stranger"), "{answer:?}");
-    third.ask(json!({"do": "nothing"}));
-    assert!(third.log().contains("(pid unknown)"), "{}", third.log());
+    third.logged("(pid unknown)");
 }
 
 // The socket, its mode, and descriptors that nobody asked for.

@@ -35,6 +35,12 @@ impl Strace {
         Strace::or_skip(pid, &["-f", "-e", &format!("trace={call}"), &expression])
     }
 
+    /// Stops a process when it is back from its next call of that name, as SIGSTOP does.
+    pub(crate) fn stop(pid: u32, call: &str) -> Option<Strace> {
+        let expression = format!("--inject={call}:signal=SIGSTOP:when=1");
+        Strace::or_skip(pid, &["-f", "-e", &format!("trace={call}"), &expression])
+    }
+
     fn or_skip(pid: u32, arguments: &[&str]) -> Option<Strace> {
         Strace::attach(u64::from(pid), arguments).map_err(|why| skip(&format!("strace: {why}"))).ok()
     }

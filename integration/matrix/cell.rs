@@ -95,6 +95,8 @@ struct Cell {
     scene: Scene,
     players: Vec<Player>,
     address: String,
+    /// The inode of the socket there.
+    inode: u64,
     /// What the first owner's descriptors led to.
     owning: Vec<String>,
     crowd: Crowd,
@@ -116,7 +118,7 @@ impl Cell {
         first.begin(&scene, "1", json!({}));
         let serving = first.puppet.event("serving");
         let [address, queue] = ["web", "queue"].map(|name| serving["addresses"][name].as_str().unwrap().to_owned());
-        first.state();
+        let inode = first.state().unwrap()["inode"].as_u64().unwrap();
         let owning = first.kinds();
         let mut second = Player::new(&scene, 2);
         if play != Play::Takeover {
@@ -135,7 +137,7 @@ impl Cell {
             // Whatever it still had to do before the part that is looked at.
             player.state();
         }
-        Cell { play, scene, players, address, owning, crowd, waiting, reached: false }
+        Cell { play, scene, players, address, inode, owning, crowd, waiting, reached: false }
     }
 
     /// Whether the descriptors have left the predecessor.
@@ -316,7 +318,7 @@ impl Cell {
 
         let state = self.players[owner].state().unwrap();
         let address = state["address"].as_str().unwrap().to_owned();
-        let inherited = address == self.address;
+        let inherited = state["inode"] == self.inode;
         if !inherited {
             self.died_with_the_victim(side, sent);
         }
