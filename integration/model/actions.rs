@@ -120,7 +120,7 @@ impl World {
                 Op::Successor(successor::Output::JoinTakeover) | Op::Predecessor(predecessor::Output::JoinTakeover)
             );
             match self.kernel.bar {
-                // It tries again and again, ten thousand times.
+                // It tries again and again, for a while.
                 Some(bar) if joins && bar != pid => {
                     if !self.process(bar).runs() {
                         actions.push(Action::StepWithoutByte1(pid));

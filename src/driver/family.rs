@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lock::{Content, LockDescription};
@@ -15,8 +16,11 @@ use crate::protocol::successor::Lock;
 use crate::shared::SharedFd;
 use crate::{control, lock, sys};
 
-/// How often a shared lock on byte 1 is tried while somebody looks at it exclusively, which takes microseconds.
-const JOIN_TRIES: u32 = 10_000;
+/// How long a shared lock on byte 1 is tried for while somebody looks at it exclusively, which takes microseconds. A time and
+/// no number of tries: where there is much to do each of them waits until all others have had their turn.
+const JOIN_WITHIN: Duration = Duration::from_millis(50);
+/// But so often at least: this process may not have run meanwhile.
+const JOIN_TRIES: u32 = 8;
 
 /// The family's descriptors, as far as this process has them.
 #[derive(Debug)]
@@ -172,10 +176,13 @@ impl Family {
     /// Byte 1, shared.
     pub(super) fn join_takeover(&self) -> io::Result<bool> {
         let Some(lock) = &self.lock else { return Ok(false) };
-        for _ in 0..JOIN_TRIES {
+        let began = Instant::now();
+        let mut tries = 0;
+        while tries < JOIN_TRIES || began.elapsed() < JOIN_WITHIN {
             if lock.join_takeover()? {
                 return Ok(true);
             }
+            tries += 1;
             std::thread::yield_now();
         }
         Ok(false)
@@ -307,5 +314,42 @@ fn keep(lock: &LockDescription, may: impl FnOnce(Content) -> bool) -> io::Result
             lock.release_owner()?;
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::guests::Guests;
+
+    /// A process was stopped with byte 1 in hand. The others go on without it soon, however busy the machine is: they have an
+    /// application that waits, and peers.
+    #[test]
+    fn byte_1_is_not_tried_for_longer_where_there_is_much_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || LockDescription::new(lock::open(&folder.path().join("lock"), &Guests::default()).unwrap());
+        let stopped = open();
+        assert!(stopped.bar_takeovers().unwrap());
+        let family = Family { lock: Some(open()), ..Family::default() };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let began = Instant::now();
+            let joined = family.join_takeover();
+            let took = began.elapsed();
+            done.store(true, Ordering::Relaxed);
+            assert!(!joined.unwrap());
+            assert!(took >= JOIN_WITHIN && took < Duration::from_secs(5), "{took:?}");
+        });
+        stopped.leave_takeover().unwrap();
+        assert!(family.join_takeover().unwrap());
     }
 }

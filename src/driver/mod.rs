@@ -19,6 +19,7 @@ mod hold;
 pub(crate) mod holding;
 mod inventory;
 mod joining;
+mod often;
 mod owning;
 #[cfg(feature = "systemd")]
 mod passed;
@@ -50,6 +51,7 @@ use self::groups::Group;
 use self::history::Journal;
 use self::hold::HoldClock;
 use self::inventory::Kept;
+use self::often::Often;
 use self::probation::Probation;
 use self::state::Arriving;
 use self::steered::Tail;
@@ -274,6 +276,8 @@ pub(crate) struct Driver {
     unread: BTreeSet<Peer>,
     /// Connections may wait on the control socket, of which no event will tell.
     unaccepted: bool,
+    /// When the log was last told of a stranger.
+    strangers: Often,
     /// Tells when the folder of the control socket changes. The last field, so closed last: the close of an inotify
     /// descriptor waits for the kernel's reaper, which can take seconds on a busy machine.
     folder: Option<Inotify>,
@@ -342,6 +346,7 @@ impl Driver {
             supervisor: Supervisor::default(),
             unread: BTreeSet::new(),
             unaccepted: false,
+            strangers: Often::default(),
             receiver: Receiver::new(),
             spares: Spares::default(),
             folder: None,

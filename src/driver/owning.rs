@@ -71,8 +71,10 @@ impl Driver {
     fn admit(&mut self, stream: UnixStream) -> Option<Peer> {
         let who = control::peer_credentials(&stream).ok()?;
         if !self.settings.guests.admit(who.uid, &who.groups) {
-            let pid = who.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-            warn!("refused uid {}, groups {:?} (pid {pid}) on the control socket", who.uid, who.groups);
+            if let Some(unsaid) = self.strangers.say(Instant::now()) {
+                let pid = who.pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+                warn!("refused uid {}, groups {:?} (pid {pid}) on the control socket{unsaid}", who.uid, who.groups);
+            }
             // Never registered, so never read from, and in nobody's place. In a new socket there is room for this.
             let mut stranger = Connection::new(stream, None);
             let why = Refusal::new("stranger", format!("uid {} is not allowed", who.uid));
