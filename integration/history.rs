@@ -1,5 +1,7 @@
 //! What is remembered of the last takeovers, and by whom.
 
+use std::net::Shutdown;
+
 use heirloom::{Phase, TakeoverRecord};
 use serde_json::json;
 
@@ -110,6 +112,23 @@ fn a_successor_that_is_killed_leaves_a_failure_and_the_owner_as_it_was() {
     assert_eq!(sides(&records[1])[1].map(|(generation, _, version)| (generation, version)), Some((None, "2")));
     let line = first.logged("came to nothing");
     assert!(line.contains("WARN") && line.contains("link-lost: "), "{line}");
+}
+
+/// The owner hears in one moment that somebody wants to take over, that he is gone, and a question.
+#[test]
+fn a_phase_is_never_told_with_the_time_of_another() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    let before = scene.status();
+    first.freeze();
+    let mut second = Peer::connect(&scene);
+    second.send(HELLO, &Peer::hello());
+    second.stream().shutdown(Shutdown::Write).unwrap();
+    let mut client = scene.client();
+    client.watch().unwrap();
+    first.thaw();
+    let after = client.next(Some(crate::puppet::PATIENCE)).unwrap().unwrap();
+    assert_eq!((after.phase, after.since), (Phase::Serving, before.since), "it has served all the time");
 }
 
 #[test]

@@ -88,6 +88,11 @@ impl Journal {
         }
     }
 
+    /// Whether the predecessor has let go in the takeover of the moment.
+    fn is_released(&self) -> bool {
+        self.current.as_ref().is_some_and(|(_, record)| record.steps.iter().any(|step| step.step == "released"))
+    }
+
     /// The takeover of the moment has come to a step.
     fn step(&mut self, step: &str) {
         if let Some((begun, record)) = &mut self.current {
@@ -253,11 +258,13 @@ impl Driver {
             successor::Input::Message(Message::Offer(_)) => self.journal.step("offered"),
             successor::Input::Message(Message::Released(_)) => self.journal.step("released"),
             successor::Input::LinkLost => self.journal.blame(LINK_LOST, "the connection to the predecessor ended"),
-            successor::Input::Died => {
-                self.journal.blame("predecessor-died", "the predecessor died before it had handed over");
-            }
+            successor::Input::Died => self.blame_death(),
             _ => {}
         }
+    }
+
+    fn blame_death(&mut self) {
+        self.journal.blame("predecessor-died", "the predecessor died before it had handed over");
     }
 
     /// What the successor's machine made of an input.
@@ -281,6 +288,11 @@ impl Driver {
         let from = side(Some(generation.saturating_sub(1)), successor.predecessor());
         let to = self.side(Some(generation));
         self.journal.step("owning");
+        if self.journal.cause.as_ref().is_some_and(|cause| cause.code == LINK_LOST) && !self.journal.is_released() {
+            // It had not let go, so the kernel did that for it: the end of a process closes its connections, frees its
+            // locks, and is told last.
+            self.blame_death();
+        }
         if let Some((begun, record)) = &mut self.journal.current {
             self.journal.origin = *begun;
             (record.from, record.to) = (Some(from), to);
@@ -329,10 +341,12 @@ impl Driver {
         cause.map(|cause| format!("{}: {}", cause.code, cause.message)).unwrap_or_else(|| "no reason known".to_owned())
     }
 
-    /// For how long the takeover of the moment has been at its step, in milliseconds.
-    pub(super) fn step_since_ms(&self) -> u64 {
-        let Some((begun, record)) = &self.journal.current else { return 0 };
-        begun.ago_ms().saturating_sub(record.steps.last().map_or(0, |step| step.at_ms))
+    /// For how long the takeover of the moment has been under way, and for how long of that at its step, in milliseconds
+    /// by one look at the clock.
+    pub(super) fn takeover_times(&self) -> Option<(u64, u64)> {
+        let (begun, record) = self.journal.current.as_ref()?;
+        let since = begun.ago_ms();
+        Some((since, since.saturating_sub(record.steps.last().map_or(0, |step| step.at_ms))))
     }
 }
 

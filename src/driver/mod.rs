@@ -39,7 +39,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{debug, info};
 use mio::Interest;
@@ -251,7 +251,6 @@ pub(crate) struct Driver {
     logged: Phase,
     /// Since when this process had served when the takeover of the moment began, and as which generation.
     served: Option<(u64, u64)>,
-    takeover_since: Option<Instant>,
     /// What the watchers were last told of, in short.
     told: String,
     draining: bool,
@@ -337,7 +336,6 @@ impl Driver {
             phase_since: unix_ms(),
             logged: Phase::Starting,
             served: None,
-            takeover_since: None,
             told: String::new(),
             draining: false,
             changed: false,
@@ -506,6 +504,7 @@ impl Driver {
                     if let Some(predecessor) = &mut self.predecessor {
                         predecessor.handle(input, &mut out);
                     }
+                    self.note_phase();
                     self.note_owner_outputs(hello.as_ref(), &out);
                     self.perform_predecessor(out);
                 }

@@ -177,7 +177,6 @@ impl Driver {
                         self.join_takeover();
                         continue;
                     }
-                    self.takeover_since = Some(Instant::now());
                     self.family.founder = false;
                     // Where somebody was stopped with it in hand: he will find the nonce in the file changed.
                     self.join_takeover();
@@ -271,7 +270,7 @@ impl Driver {
             why.since_ms = since.map(|since| since.as_millis() as u64);
             why.retry_after_ms = left.map(|left| left.as_millis() as u64);
         } else if why.who.is_some() {
-            why.since_ms = self.takeover_since.map(|since| since.elapsed().as_millis() as u64);
+            why.since_ms = self.takeover_times().map(|(since, _)| since);
         }
         self.date_refusal(&mut why);
         info!("refused a peer: {why}");

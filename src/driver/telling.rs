@@ -1,7 +1,6 @@
 //! What an owner tells about itself, to whoever asks and to whoever watches.
 
 use std::os::fd::AsFd;
-use std::time::Instant;
 
 use log::{info, warn};
 
@@ -14,8 +13,8 @@ use crate::status::{ListenerStatus, Phase, Status, TakeoverStatus};
 use crate::sys;
 
 impl Driver {
-    /// Tells everybody who watches, if something has changed that is worth a line.
-    pub(super) fn tell_watchers(&mut self) {
+    /// Notes since when the owner's machine is in its phase: after each of its steps, for a status tells both.
+    pub(super) fn note_phase(&mut self) {
         let Some(predecessor) = &self.predecessor else { return };
         let (phase, generation) = (predecessor.phase(), predecessor.generation());
         if phase != self.phase {
@@ -31,11 +30,14 @@ impl Driver {
                 _ => {}
             }
         }
-        if predecessor.takeover().is_none() {
-            self.takeover_since = None;
-        } else if self.takeover_since.is_none() {
-            self.takeover_since = Some(Instant::now());
-        }
+    }
+
+    /// Tells everybody who watches, if something has changed that is worth a line.
+    pub(super) fn tell_watchers(&mut self) {
+        // A machine that has just been made has taken no step yet.
+        self.note_phase();
+        let Some(predecessor) = &self.predecessor else { return };
+        let (phase, generation) = (predecessor.phase(), predecessor.generation());
         let probation = (predecessor.stands_by(), predecessor.stands_by_for());
         let takeover = predecessor.takeover();
         let hold = self.hold().map(|hold| (hold.since, hold.reason));
@@ -125,6 +127,7 @@ impl Driver {
             .collect();
         let takeover = self.predecessor.as_ref().and_then(|predecessor| predecessor.takeover());
         let probation = self.probation_status();
+        let (since_ms, step_since_ms) = self.takeover_times().unwrap_or_default();
         Status {
             generation: self.generation(),
             pid: self.pid,
@@ -137,8 +140,8 @@ impl Driver {
                 who: Who::clone(who),
                 step: step.to_owned(),
                 progress: progress.to_owned(),
-                since_ms: self.takeover_since.map_or(0, |since| since.elapsed().as_millis() as u64),
-                step_since_ms: self.step_since_ms(),
+                since_ms,
+                step_since_ms,
             }),
             // One that stands by does not drain.
             predecessor: self.giver().or(self.elder.as_ref()).cloned().filter(|_| probation.is_none()),
