@@ -1,11 +1,14 @@
 //! What a successor and an operator know of the processes that drain, and how they steer them.
 
+use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
 
 use heirloom::{DrainStatus, Error, Status};
 use serde_json::{Value, json};
 
 use crate::puppet::{PATIENCE, Puppet, Scene};
+use crate::strace::Strace;
 
 /// A predecessor that drains with a lease in its hand, and its successor.
 fn drainer_and_owner(scene: &Scene, more: Value) -> (Puppet, Puppet) {
@@ -337,6 +340,142 @@ fn a_drain_before_a_rollback_stays_in_sight() {
     first.kill();
     assert_eq!(wait_for_end(&mut second), "killed");
     scene.status_where(|status| status.drainers.is_empty() && status.predecessor.is_none());
+}
+
+/// The next owner reads on, and knows nothing of an order that waits for one that is stopped.
+#[test]
+fn an_order_that_a_takeover_cuts_off_is_refused_at_once() {
+    let scene = Scene::new();
+    let (mut first, second) = drainer_and_owner(&scene, json!({}));
+    scene.status_where(|status| generations(status) == [1]);
+    let mut third = scene.warm("3", json!({}));
+    first.freeze();
+    let mut client = scene.client();
+    let waiting = thread::spawn(move || refusal(client.extend_drain(Duration::from_secs(600), None)));
+    second.logged("which drains");
+    third.ask(json!({"do": "ready"}));
+    third.event("serving");
+    assert_eq!(waiting.join().unwrap(), "busy");
+    first.thaw();
+    first.ask(json!({"do": "end-lease"}));
+    assert_eq!(first.exit_code(), Some(0));
+    assert!(third.survives());
+}
+
+/// Of many that drain an owner reads sixteen: its predecessor, and the newest before that.
+#[test]
+fn of_seventeen_that_drain_the_oldest_is_left_out() {
+    let scene = Scene::new();
+    let mut puppets: Vec<Puppet> = (1..=18)
+        .map(|generation: u64| {
+            let (mut puppet, _) = scene.serve(&generation.to_string(), json!({}));
+            puppet.ask(json!({"do": "lease"}));
+            puppet
+        })
+        .collect();
+    let known: Vec<u64> = (2..=17).rev().collect();
+    let status = scene.status_where(|status| generations(status) == known);
+    assert_eq!(status.predecessor.map(|predecessor| predecessor.generation), Some(Some(17)));
+    // It ends on its own, and the others are steered.
+    puppets[0].ask(json!({"do": "end-lease"}));
+    assert_eq!(puppets[0].exit_code(), Some(0));
+    scene.client().finish_drain(None).unwrap();
+    for puppet in &mut puppets[1..17] {
+        assert_eq!(puppet.event("drained")["forced"], true);
+    }
+    scene.status_where(|status| status.drainers.is_empty());
+}
+
+/// The next takeover may be over before the predecessor has told of its drain; then its word goes the whole way.
+#[test]
+fn a_drain_link_that_comes_after_the_next_takeover_is_passed_on() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    first.ask(json!({"do": "lease"}));
+    // When it makes the link.
+    let Some(mut strace) = Strace::stop(first.pid(), "socketpair") else { return };
+    let (mut second, _) = scene.serve("2", json!({}));
+    second.ask(json!({"do": "lease"}));
+    strace.says_or("stopped by SIGSTOP", || false);
+    // It stays so.
+    strace.leave();
+    first.freeze();
+    let (_third, _) = scene.serve("3", json!({}));
+    second.event("leave");
+    assert_eq!(generations(&scene.status_where(|status| generations(status).contains(&2))), [2]);
+    first.thaw();
+    scene.status_where(|status| generations(status) == [2, 1]);
+    scene.client().finish_drain(Some(1)).unwrap();
+    assert_eq!(first.event("drained")["forced"], true);
+    scene.status_where(|status| generations(status) == [2]);
+}
+
+/// Who is on probation sees and steers those who drained before it; who stands by does not drain.
+#[test]
+fn on_probation_the_new_owner_reaches_those_who_drained_before() {
+    let scene = Scene::new();
+    let (mut first, mut second) = drainer_and_owner(&scene, json!({}));
+    let (mut third, _) = scene.serve("3", json!({"probation_ms": 600_000}));
+    let status = scene.status_where(|status| generations(status) == [1]);
+    assert_eq!((status.pid, status.drainers[0].who.pid), (third.pid(), first.pid()));
+    scene.client().extend_drain(Duration::from_secs(600), None).unwrap();
+    scene.status_where(|status| generations(status) == [1] && drainer(status, 1).left_ms.unwrap() > 500_000);
+    assert_eq!(refusal(scene.client().finish_drain(Some(2))), "no-drain");
+    // Given back, its predecessor reads on.
+    scene.client().roll_back("too slow").unwrap();
+    second.event("resume");
+    assert_eq!(third.exit_code(), Some(0));
+    scene.client().extend_drain(Duration::from_secs(600), None).unwrap();
+    let status =
+        scene.status_where(|status| generations(status) == [1] && drainer(status, 1).left_ms.unwrap() > 1_000_000);
+    assert_eq!(status.pid, second.pid());
+    // And once more, to the end: each is told of once.
+    let (_fourth, _) = scene.serve("4", json!({"probation_ms": 600_000}));
+    scene.status_where(|status| status.generation == 5 && generations(status) == [1]);
+    second.ask(json!({"do": "lease"}));
+    scene.client().confirm().unwrap();
+    scene.status_where(|status| generations(status) == [4, 1]);
+    scene.client().finish_drain(Some(1)).unwrap();
+    assert_eq!(first.event("drained")["forced"], true);
+    scene.status_where(|status| generations(status) == [4]);
+    second.ask(json!({"do": "end-lease"}));
+    scene.status_where(|status| status.drainers.is_empty());
+}
+
+/// What it cannot see it does without; the way back is not lost with it.
+#[test]
+fn on_probation_an_owner_at_its_limit_on_open_files_can_give_the_service_back() {
+    let scene = Scene::new();
+    let (mut first, mut second) = drainer_and_owner(&scene, json!({}));
+    let mut third = scene.warm("3", json!({"probation_ms": 600_000}));
+    let open: BTreeSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", third.pid()))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|number| !open.contains(number)).unwrap();
+    third.ask(json!({"do": "limit", "soft": free, "hard": 1024}));
+    third.ask(json!({"do": "ready"}));
+    third.event("serving");
+    third.logged("cannot be steered from here");
+    // For those who ask it.
+    third.ask(json!({"do": "limit", "soft": 1024, "hard": 1024}));
+    let status = scene.status_where(|status| status.probation.is_some());
+    assert_eq!((status.pid, generations(&status)), (third.pid(), vec![]));
+    scene.client().roll_back("no descriptors").unwrap();
+    second.event("resume");
+    scene.status_where(|status| status.pid == second.pid() && generations(status) == [1]);
+    first.ask(json!({"do": "end-lease"}));
+    scene.status_where(|status| !generations(status).contains(&1));
+}
+
+#[test]
+fn nobody_drains_while_the_only_one_stands_by() {
+    let scene = Scene::new();
+    let (_first, _) = scene.serve("1", json!({}));
+    let (_second, _) = scene.serve("2", json!({"probation_ms": 600_000}));
+    scene.status_where(|status| status.probation.is_some());
+    assert_eq!(refusal(scene.client().extend_drain(Duration::from_secs(1), None)), "no-drain");
+    assert_eq!(refusal(scene.client().finish_drain(Some(1))), "no-drain");
 }
 
 /// A process that lives on after its drain is no drainer any more, for whoever owns by then.

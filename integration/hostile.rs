@@ -200,9 +200,13 @@ fn descriptors_that_were_sent_before_the_owner_looked() {
 
 /// A service whose manifest and status are longer than a socket buffer.
 fn large() -> serde_json::Value {
+    with(4000)
+}
+
+fn with(entries: usize) -> serde_json::Value {
     json!({"claims": [
         {"kind": "tcp", "name": "web", "address": "127.0.0.1:0"},
-        {"kind": "null", "name": "a raw entry with a name that is long enough to make a long status", "count": 4000},
+        {"kind": "null", "name": "a raw entry with a name that is long enough to make a long status", "count": entries},
     ]})
 }
 
@@ -292,6 +296,28 @@ fn a_watcher_that_never_reads() {
     drop(heir);
     drop(watchers.drain(..));
     gauge.judge(EACH * 8 + BESIDE, SOME + 8 * 1024);
+}
+
+/// Who pauses misses what is over by then, and not how it is in the end.
+#[test]
+fn a_watcher_that_reads_late_hears_the_last_status() {
+    // Statuses of which the socket takes all, most, or a part.
+    for entries in [200, 1200, 1800, 2400, 4000] {
+        let scene = Scene::new();
+        let _owner = owner(&scene, with(entries));
+        let mut watcher = Peer::connect(&scene);
+        watcher.send(ASK, &json!({"question": "watch"}));
+        let mut heir = scene.warm("2", json!({}));
+        for number in 0..100 {
+            heir.ask(json!({"do": "progress", "text": format!("step {number}")}));
+        }
+        loop {
+            let (_, body) = watcher.read().expect("hung up on");
+            if body.to_string().contains("step 99") {
+                break;
+            }
+        }
+    }
 }
 
 #[test]

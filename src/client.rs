@@ -250,7 +250,7 @@ impl Client {
                 Incoming::Crowded => self.wait_for_room(PollFlags::POLLIN, end)?,
                 Incoming::End => return Err(Error::HungUp),
                 Incoming::Fault(what) => return Err(Error::Misbehaved(what)),
-                Incoming::NoRoom => return Err(Error::Misbehaved("descriptors where none belong".to_owned())),
+                Incoming::NoRoom(_) => return Err(Error::Misbehaved("descriptors where none belong".to_owned())),
             }
         }
     }

@@ -37,8 +37,8 @@ pub(crate) enum Incoming {
     End,
     /// Not a frame of this protocol.
     Fault(String),
-    /// The kernel had no room for the descriptors and dropped some; the rest is closed.
-    NoRoom,
+    /// A whole frame, of whose descriptors the kernel dropped some for want of room; the rest is closed.
+    NoRoom(Frame),
 }
 
 /// What writing came to.
@@ -61,6 +61,8 @@ pub(crate) struct Connection {
     assembler: Assembler,
     /// Descriptors of the header whose body is still coming.
     arrived: Vec<OwnedFd>,
+    /// The kernel dropped some of them.
+    truncated: bool,
     outgoing: VecDeque<Chunk>,
     sequence: u32,
     /// Descriptors may come: from a predecessor, and from nobody else.
@@ -73,6 +75,10 @@ pub(crate) struct Connection {
     pub(crate) watch: bool,
     /// A change happened while the queue was not empty.
     pub(crate) stale: bool,
+    /// More of it may have come, and is read once the queue is empty.
+    pub(crate) waits_its_turn: bool,
+    /// The poller tells when there is room to write.
+    pub(crate) awaits_room: bool,
     /// Close once everything is written.
     pub(crate) closing: bool,
     /// Since when the kernel takes nothing, for want of something.
@@ -87,6 +93,7 @@ impl Connection {
             stream,
             assembler: Assembler::default(),
             arrived: Vec::new(),
+            truncated: false,
             outgoing: VecDeque::new(),
             sequence: 0,
             takes_descriptors: false,
@@ -94,6 +101,8 @@ impl Connection {
             heard: Instant::now(),
             watch: false,
             stale: false,
+            waits_its_turn: false,
+            awaits_room: false,
             closing: false,
             crowded: None,
             pidfd,
@@ -115,18 +124,16 @@ impl Connection {
                 // ECONNRESET comes after the last words of a peer that died with unread bytes: they were read above.
                 Err(_) => return Incoming::End,
             };
-            if received.truncated {
-                return Incoming::NoRoom;
-            }
-            if !received.descriptors.is_empty() {
+            if !received.descriptors.is_empty() || received.truncated {
                 // At once: who sends no whole frame must not have them kept open.
                 if !self.takes_descriptors {
                     return Incoming::Fault("descriptors where none belong".to_owned());
                 }
-                if !at_start || !self.arrived.is_empty() {
+                if !at_start || !self.arrived.is_empty() || self.truncated {
                     return Incoming::Fault("descriptors in the middle of a frame".to_owned());
                 }
-                self.arrived = received.descriptors;
+                self.truncated = received.truncated;
+                self.arrived = if received.truncated { Vec::new() } else { received.descriptors };
             }
             if received.bytes == 0 {
                 return Incoming::End;
@@ -135,6 +142,9 @@ impl Connection {
                 Ok(Some(frame)) => {
                     self.heard = Instant::now();
                     let descriptors = std::mem::take(&mut self.arrived);
+                    if std::mem::take(&mut self.truncated) {
+                        return Incoming::NoRoom(frame);
+                    }
                     if descriptors.len() != usize::from(frame.header.descriptors) {
                         let (want, have) = (frame.header.descriptors, descriptors.len());
                         return Incoming::Fault(format!("{have} descriptors where the header says {want}"));
@@ -260,10 +270,7 @@ mod tests {
     /// A frame that is on its way stays whole, and the next one has the number that the other side expects.
     #[test]
     fn what_is_discarded_leaves_no_gap() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let (mut writer, mut reader) = (Connection::new(ours, None), Connection::new(theirs, None));
-        reader.takes_descriptors = true;
+        let (mut writer, mut reader) = both_ends();
         writer.send(&Confirmed {}.into());
         assert_eq!(writer.flush(), Flush::Empty);
         let file: SharedFd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into();
@@ -287,10 +294,37 @@ mod tests {
         }
     }
 
+    /// One that writes, and one that may receive descriptors.
+    fn both_ends() -> (Connection, Connection) {
+        let (writer, theirs) = pair();
+        let mut reader = Connection::new(theirs, None);
+        reader.takes_descriptors = true;
+        (writer, reader)
+    }
+
     fn pair() -> (Connection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         (Connection::new(ours, None), theirs)
+    }
+
+    /// What the kernel had no room for is lost, and the connection is not: nor is what it did install kept open.
+    #[test]
+    fn after_descriptors_that_were_lost_the_next_frame_is_read() {
+        let (mut writer, mut reader) = both_ends();
+        let (reading, writing) = nix::unistd::pipe().unwrap();
+        writer.send_descriptors(vec![writing.into(); 5]);
+        writer.send(&Confirmed {}.into());
+        assert_eq!(writer.flush(), Flush::Empty);
+        let mut receiver = Receiver::small();
+        let lost = reader.read(&mut receiver);
+        assert!(matches!(&lost, Incoming::NoRoom(frame) if frame.header.descriptors == 5), "{lost:?}");
+        assert_eq!(nix::unistd::read(&reading, &mut [0]), Ok(0), "nobody can write to the pipe any more");
+        let next = reader.read(&mut receiver);
+        assert!(
+            matches!(&next, Incoming::Frame(frame, none) if frame.header.sequence == 1 && none.is_empty()),
+            "{next:?}"
+        );
     }
 
     /// With the default disposition of SIGPIPE a client that hangs up would end the process: sendfd has no flag for that.

@@ -38,6 +38,12 @@ impl Receiver {
         Receiver { control: nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]) }
     }
 
+    /// One that has room for two descriptors.
+    #[cfg(test)]
+    pub(crate) fn small() -> Receiver {
+        Receiver { control: nix::cmsg_space!([RawFd; 2]) }
+    }
+
     /// Reads at most `space` bytes, and whatever descriptors ride on the first of them (recvmsg(2) with
     /// `MSG_CMSG_CLOEXEC`). Interrupted calls are repeated.
     ///
@@ -143,7 +149,7 @@ mod tests {
         let (a, b) = pair();
         let file = File::open("/dev/null").unwrap();
         send_descriptors(&a, b"header", &[file.as_fd(); 5]).unwrap();
-        let mut receiver = Receiver { control: nix::cmsg_space!([RawFd; 2]) };
+        let mut receiver = Receiver::small();
         let received = receiver.receive(&b, &mut [0; 6]).unwrap();
         assert!(received.truncated);
         assert_eq!(received.descriptors.len(), 2);

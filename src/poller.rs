@@ -50,6 +50,11 @@ impl<K: Ord + Copy> Poller<K> {
         self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), Token(token), interest)
     }
 
+    /// Watches what is watched already for something else. What is true by now is an event (epoll_ctl(2)).
+    pub(crate) fn watch_again(&self, fd: BorrowedFd<'_>, token: usize, interest: Interest) -> io::Result<()> {
+        self.poll.registry().reregister(&mut SourceFd(&fd.as_raw_fd()), Token(token), interest)
+    }
+
     /// Stops watching. Always before the descriptor is closed: an epoll entry outlives a close where a duplicate lives.
     pub(crate) fn forget(&self, fd: BorrowedFd<'_>) {
         // Fails only where it was not registered, which is what is wanted.

@@ -277,7 +277,7 @@ impl Peer {
             }
             Incoming::End => Ok(Some(Heard::End)),
             Incoming::Fault(what) => Err(Error::Misbehaved(what)),
-            Incoming::NoRoom => Err(Error::Misbehaved("more descriptors than there was room for".to_owned())),
+            Incoming::NoRoom(_) => Err(Error::Misbehaved("more descriptors than there was room for".to_owned())),
         }
     }
 

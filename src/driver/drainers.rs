@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 use mio::Interest;
 
 use super::drain_link::{DrainLink, Heard};
-use super::{Driver, FIRST_PEER, FRAMES_IN_A_TURN, Key};
+use super::{Driver, FRAMES_IN_A_TURN, Key, token};
 use crate::error::Refusal;
 use crate::protocol::message::{Ask, Done, Drainer, Message, Order, Question, Steer, cut};
 use crate::protocol::predecessor::Peer;
@@ -28,6 +28,8 @@ pub(super) struct Drainers {
     /// The next descriptors are its.
     announced: Option<Drainer>,
     orders: Vec<Relayed>,
+    /// The successor of this process has copies of all this, and is the one who reads.
+    resting: bool,
 }
 
 /// A process that drains.
@@ -40,8 +42,6 @@ struct Known {
     forced: Option<bool>,
     link: Option<DrainLink>,
     pidfd: OwnedFd,
-    /// Its own successor reads what it tells.
-    resting: bool,
 }
 
 /// What a client wants, on its way.
@@ -72,9 +72,14 @@ impl Drainers {
         self.announced.is_some()
     }
 
+    /// Whether the successor of this process has them already, and is the one who reads.
+    pub(super) fn are_resting(&self) -> bool {
+        self.resting
+    }
+
     /// Whether the predecessor tells by a drain link how far it is.
     pub(super) fn hears_predecessor(&self) -> bool {
-        self.list.iter().any(|known| known.predecessor && known.link.is_some() && !known.resting)
+        !self.resting && self.list.iter().any(|known| known.predecessor && known.link.is_some())
     }
 }
 
@@ -90,23 +95,41 @@ impl Driver {
         drain.who.app_version = cut(drain.who.app_version);
         let own = self.successor.as_ref().map(Successor::generation);
         let predecessor = own.is_some() && own == drain.generation.and_then(|generation| generation.checked_add(1));
-        if self.drainers.list.len() >= MAX_DRAINERS || (predecessor && self.elder.is_none()) {
+        if predecessor && self.elder.is_none() {
             return;
+        }
+        if self.drainers.list.len() >= MAX_DRAINERS {
+            // The oldest is left out, in whatever order they come.
+            let others = self.drainers.list.iter().filter(|known| !known.predecessor);
+            match others.min_by_key(|known| known.drain.generation) {
+                Some(oldest) if oldest.drain.generation < drain.generation => self.forget_drainer(oldest.id),
+                _ => return,
+            }
         }
         if predecessor {
             self.elder = Some(drain.clone());
         }
         let id = self.next_peer;
         self.next_peer += 1;
-        self.drainers.list.push(Known { id, predecessor, drain, forced, link: Some(link), pidfd, resting: true });
-        self.wake_drainer(id);
+        self.drainers.list.push(Known { id, predecessor, drain, forced, link: Some(link), pidfd });
         self.changed = true;
+        match self.drainers.resting {
+            false => self.wake_drainer(id),
+            // The next takeover was faster than the predecessor, which tells of its drain after it.
+            true => self.hand_on_drainer(id),
+        }
+    }
+
+    /// What was announced came, and the kernel had no room for it.
+    pub(super) fn lose_drainer(&mut self) {
+        let Some(Drainer { drain, .. }) = self.drainers.announced.take() else { return };
+        warn!("{} drains, and cannot be steered from here: the limit on open files is reached", drain.who);
     }
 
     /// Begins to read what a process that drains tells.
     fn wake_drainer(&mut self, id: Peer) {
-        let Some(known) = self.drainers.list.iter_mut().find(|known| known.id == id) else { return };
-        let token = FIRST_PEER + 2 * id as usize;
+        let Some(known) = self.drainers.list.iter().find(|known| known.id == id) else { return };
+        let token = token(id);
         let watched = known
             .link
             .as_ref()
@@ -115,7 +138,6 @@ impl Driver {
                 true => Ok(()),
                 false => self.poller.watch(known.pidfd.as_fd(), token + 1, Interest::READABLE),
             });
-        known.resting = false;
         if let Err(error) = watched {
             warn!("cannot hear {}, which drains: {error}", known.drain.who);
             self.forget_drainer(id);
@@ -124,8 +146,8 @@ impl Driver {
 
     /// This process leaves: its successor is the one who reads on.
     pub(super) fn rest_drainers(&mut self) {
-        for known in &mut self.drainers.list {
-            known.resting = true;
+        self.drainers.resting = true;
+        for known in &self.drainers.list {
             if let Some(link) = &known.link {
                 self.poller.forget(link.as_fd());
             }
@@ -133,36 +155,51 @@ impl Driver {
         }
         for order in std::mem::take(&mut self.drainers.orders) {
             self.poller.disarm(Key::Relay(order.client));
+            // Who obeys tells the successor, which knows nothing of the order.
+            self.refuse(order.client, Refusal::new("busy", "a takeover came in between: ask again"));
         }
     }
 
     /// This process owns again, and reads on.
     pub(super) fn wake_drainers(&mut self) {
-        let resting: Vec<Peer> =
-            self.drainers.list.iter().filter(|known| known.resting).map(|known| known.id).collect();
-        for id in resting {
-            self.wake_drainer(id);
+        if std::mem::take(&mut self.drainers.resting) {
+            for id in self.known_drainers() {
+                self.wake_drainer(id);
+            }
         }
     }
 
-    /// What the successor of this process gets of those before it.
-    pub(super) fn passed_on(&self) -> Vec<(Drainer, OwnedFd, OwnedFd)> {
-        let passed = self.drainers.list.iter().filter_map(|known| {
-            let drain = match &self.elder {
-                Some(elder) if known.predecessor => elder.clone(),
-                _ => known.drain.clone(),
-            };
-            let drainer = Drainer { drain, forced: known.forced };
-            Some((drainer, known.link.as_ref()?.try_clone().ok()?, known.pidfd.try_clone().ok()?))
-        });
-        passed.collect()
+    /// Those whose drain links this process has.
+    pub(super) fn known_drainers(&self) -> Vec<Peer> {
+        self.drainers.list.iter().map(|known| known.id).collect()
+    }
+
+    /// What the successor of this process gets of one before it.
+    pub(super) fn passed_on(&self, id: Peer) -> Option<(Drainer, OwnedFd, OwnedFd)> {
+        let known = self.drainers.list.iter().find(|known| known.id == id)?;
+        let drain = match &self.elder {
+            Some(elder) if known.predecessor => elder.clone(),
+            _ => known.drain.clone(),
+        };
+        let link = known.link.as_ref()?;
+        let copies = link.try_clone().and_then(|link| Ok((link, known.pidfd.try_clone()?)));
+        match copies {
+            Ok((link, pidfd)) => Some((Drainer { drain, forced: known.forced }, link, pidfd)),
+            Err(error) => {
+                warn!("{} drains, and the successor cannot steer it: {error}", drain.who);
+                None
+            }
+        }
     }
 
     /// Something came by the drain link of a process before this one.
     pub(super) fn hear_drainer(&mut self, id: Peer) {
         for _ in 0..FRAMES_IN_A_TURN {
+            if self.drainers.resting {
+                return;
+            }
             let Some(known) = self.drainers.list.iter_mut().find(|known| known.id == id) else { return };
-            let Some(link) = known.link.as_ref().filter(|_| !known.resting) else { return };
+            let Some(link) = &known.link else { return };
             let (in_flight, left_ms, oldest_ms, obeyed) = match link.receive() {
                 Heard::Message(Message::Draining(draining)) => {
                     (draining.in_flight, draining.left_ms, draining.oldest_ms, draining.obeyed)
@@ -233,12 +270,17 @@ impl Driver {
         }
     }
 
+    /// The predecessor, where it drains: one that stands by does not.
+    fn draining_elder(&self) -> Option<&DrainStatus> {
+        self.elder.as_ref().filter(|_| self.predecessor.as_ref().is_none_or(|own| own.stands_by().is_none()))
+    }
+
     /// All that drain, as far as this process knows: the predecessor first.
     pub(super) fn all_drainers(&self) -> Vec<DrainStatus> {
-        // One that stands by does not drain.
-        let elder =
-            self.elder.clone().filter(|_| self.predecessor.as_ref().is_none_or(|own| own.stands_by().is_none()));
+        let elder = self.draining_elder().cloned();
         let before = self.drainers.list.iter().filter(|known| !known.predecessor).map(|known| known.drain.clone());
+        let mut before: Vec<DrainStatus> = before.collect();
+        before.sort_by_key(|drain| std::cmp::Reverse(drain.generation));
         self.giver().cloned().into_iter().chain(elder).chain(before).collect()
     }
 
@@ -266,7 +308,7 @@ impl Driver {
             }
         }
         if waiting.is_empty() && !own {
-            let deaf = self.elder.as_ref().filter(|elder| meant(elder.generation) && self.elder_bye.is_none());
+            let deaf = self.draining_elder().filter(|elder| meant(elder.generation) && self.elder_bye.is_none());
             let why = match (deaf, ask.generation) {
                 (Some(elder), _) => Refusal::new(
                     "unsupported",

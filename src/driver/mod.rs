@@ -610,6 +610,11 @@ impl AsFd for Driver {
     }
 }
 
+/// By which the poller knows the connection of a peer; the next token is that of its pidfd.
+fn token(peer: Peer) -> usize {
+    FIRST_PEER + 2 * peer as usize
+}
+
 /// Unix time in milliseconds.
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)

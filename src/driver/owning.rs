@@ -363,6 +363,7 @@ impl Driver {
             }
             predecessor::Notice::StandBy => {
                 self.stands_by();
+                self.hand_on_drainers();
                 Notice::StandBy
             }
             predecessor::Notice::Leave(reason) => {
@@ -382,8 +383,14 @@ impl Driver {
                 }
                 self.wake.set_draining(true);
                 self.poller.arm(Key::Drain, self.settings.drain_within);
-                if reason == Reason::Successor {
-                    self.hand_on_drainers();
+                match reason {
+                    Reason::Successor => {
+                        self.hand_on_own_drain();
+                        self.hand_on_drainers();
+                    }
+                    // It has them, and reads on.
+                    Reason::RolledBack => self.rest_drainers(),
+                    Reason::Stopped => {}
                 }
                 Notice::Leave(reason)
             }

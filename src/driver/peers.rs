@@ -7,7 +7,7 @@ use std::time::Duration;
 use log::{debug, info};
 use mio::Interest;
 
-use super::{CROWDED_LIMIT, CROWDED_PAUSE, Driver, FIRST_PEER, FRAMES_IN_A_TURN, Key, Work};
+use super::{CROWDED_LIMIT, CROWDED_PAUSE, Driver, FRAMES_IN_A_TURN, Key, Work, token};
 use crate::connection::{Connection, Flush, Incoming};
 use crate::error::{Error, Refusal, Result};
 use crate::protocol::Timer;
@@ -20,9 +20,9 @@ impl Driver {
     pub(super) fn add_peer(&mut self, stream: UnixStream, pidfd: Option<OwnedFd>) -> Result<Peer> {
         let peer = self.next_peer;
         self.next_peer += 1;
-        let token = FIRST_PEER + 2 * peer as usize;
+        let token = token(peer);
         let watch = |error| Error::io("watch a control connection", error);
-        self.poller.watch(stream.as_fd(), token, Interest::READABLE | Interest::WRITABLE).map_err(watch)?;
+        self.poller.watch(stream.as_fd(), token, Interest::READABLE).map_err(watch)?;
         if let Some(pidfd) = &pidfd {
             self.poller.watch(pidfd.as_fd(), token + 1, Interest::READABLE).map_err(watch)?;
         }
@@ -58,7 +58,10 @@ impl Driver {
             }
             if connection.is_writing() && self.is_client(peer) {
                 // One answer at a time: who asks and does not read must not fill the memory. What he has sent waits in
-                // his socket, and the end of the writing is an event that brings us back.
+                // his socket, and the end of the writing brings us back.
+                if let Some(connection) = self.connections.get_mut(&peer) {
+                    connection.waits_its_turn = true;
+                }
                 return;
             }
             let Some(connection) = self.connections.get_mut(&peer) else { return };
@@ -74,7 +77,7 @@ impl Driver {
                 Incoming::Crowded => return self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
                 Incoming::End => return self.ended(peer),
                 Incoming::Fault(what) => return self.fault(peer, what),
-                Incoming::NoRoom => return self.no_room(peer),
+                Incoming::NoRoom(frame) => self.no_room(peer, &frame),
             }
             // Each message is acted on before the next is read: an offer decides what the next one means.
             if self.run().is_err() {
@@ -188,6 +191,11 @@ impl Driver {
         let before = connection.unwritten();
         let flushed = connection.flush();
         let progress = connection.unwritten() < before;
+        if flushed == Flush::Empty && std::mem::take(&mut connection.waits_its_turn) {
+            self.unread.insert(peer);
+        }
+        self.watch_room(peer, flushed == Flush::Blocked);
+        let Some(connection) = self.connections.get_mut(&peer) else { return };
         match flushed {
             Flush::Empty if connection.closing => {
                 let link = Some(peer) == self.link;
@@ -196,7 +204,11 @@ impl Driver {
                     self.link = None;
                 }
             }
-            Flush::Empty if std::mem::take(&mut connection.stale) => self.tell(peer),
+            Flush::Empty if std::mem::take(&mut connection.stale) => {
+                self.tell(peer);
+                // Nothing else would: there is no event for an empty queue.
+                self.flush(peer);
+            }
             Flush::Empty => {
                 if connection.watch {
                     // Who watches may be silent for ever, as long as he reads.
@@ -232,6 +244,23 @@ impl Driver {
         }
     }
 
+    /// Has the poller tell when there is room to write again, as long as something waits for it and no longer: each read
+    /// of the other side would be an event.
+    fn watch_room(&mut self, peer: Peer, wanted: bool) {
+        let Some(connection) = self.connections.get_mut(&peer) else { return };
+        if connection.awaits_room == wanted {
+            return;
+        }
+        let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        match self.poller.watch_again(connection.stream().as_fd(), token(peer), interest) {
+            Ok(()) => connection.awaits_room = wanted,
+            Err(error) => {
+                debug!("cannot wait for room to write: {error}");
+                self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE);
+            }
+        }
+    }
+
     /// Whether a peer only asks: neither the predecessor nor somebody who takes over or rehearses.
     fn is_client(&self, peer: Peer) -> bool {
         Some(peer) != self.link && !self.offered.contains_key(&peer)
@@ -251,7 +280,7 @@ impl Driver {
                 Incoming::Crowded => return self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
                 Incoming::Blocked | Incoming::End => return self.ended(peer),
                 Incoming::Fault(what) => return self.fault(peer, what),
-                Incoming::NoRoom => return self.no_room(peer),
+                Incoming::NoRoom(frame) => self.no_room(peer, &frame),
             }
         }
     }

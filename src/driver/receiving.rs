@@ -19,6 +19,7 @@ use crate::protocol::message::{Message, Wants};
 use crate::protocol::predecessor;
 use crate::protocol::successor;
 use crate::table::{Descriptor, Held};
+use crate::wire::Frame;
 use crate::{namespace, sys};
 
 /// Descriptors that a successor keeps free beside those that it receives: its files, its log, its first connections.
@@ -221,9 +222,14 @@ impl Driver {
         Err(Error::Room { needed, room })
     }
 
-    pub(super) fn no_room(&mut self, peer: super::Peer) {
+    /// Descriptors came, and were lost.
+    pub(super) fn no_room(&mut self, peer: super::Peer, frame: &Frame) {
         let what = "the limit on open files was reached while descriptors came";
-        if Some(peer) == self.link {
+        let known = matches!(Message::decode(frame), Ok(Message::Descriptors(_)));
+        if Some(peer) == self.link && self.drainers.expects_link() && known {
+            // This process owns, and may need the connection for a way back: nothing that it serves with is lost.
+            self.lose_drainer();
+        } else if Some(peer) == self.link {
             let room = Errno::EMFILE;
             let why = self.withdraw_for(Error::io("receive the descriptors of the predecessor", room));
             self.work.push_back(Work::Successor(successor::Input::Lied(why)));

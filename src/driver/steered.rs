@@ -7,7 +7,7 @@ use log::{info, warn};
 use mio::Interest;
 
 use super::drain_link::{DrainLink, Heard};
-use super::{Driver, FIRST_PEER, FRAMES_IN_A_TURN, Key};
+use super::{Driver, FRAMES_IN_A_TURN, Key, token};
 use crate::protocol::message::{Bye, Drainer, Draining, Message, Order, Steer};
 use crate::protocol::predecessor::{Peer, Predecessor};
 use crate::shared::SharedFd;
@@ -27,26 +27,49 @@ pub(super) struct Tail {
 }
 
 impl Driver {
-    /// A successor owns: it gets a drain link of this process, and of those before it that still drain.
+    /// This process drains: its successor gets a drain link of it.
+    pub(super) fn hand_on_own_drain(&mut self) {
+        let Some(heir) = self.steering_heir() else { return };
+        match self.tail() {
+            Ok((theirs, pidfd)) => {
+                let drainer = Drainer { drain: self.drain_status(), forced: None };
+                self.hand_on(heir, drainer, theirs, pidfd);
+                self.report_by_tail(true);
+            }
+            Err(error) => warn!("cannot make a drain link: {error}"),
+        }
+    }
+
+    /// A successor owns: it gets the drain links of those before this process that still drain, where it has not got them
+    /// already, and is the one who reads on.
     pub(super) fn hand_on_drainers(&mut self) {
-        let heir = self.connections.iter().find(|(peer, connection)| {
-            connection.takes_drain_links && self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(**peer))
-        });
-        if let Some(heir) = heir.map(|(peer, _)| *peer) {
-            match self.tail() {
-                Ok((theirs, pidfd)) => {
-                    let drainer = Drainer { drain: self.drain_status(), forced: None };
-                    self.hand_on(heir, drainer, theirs, pidfd);
-                    self.report_by_tail(true);
-                }
-                Err(error) => warn!("cannot make a drain link: {error}"),
+        if !self.drainers.are_resting() {
+            for id in self.known_drainers() {
+                self.hand_on_drainer(id);
             }
-            for (drainer, link, pidfd) in self.passed_on() {
-                self.hand_on(heir, drainer, link, pidfd);
-            }
-            self.flush(heir);
         }
         self.rest_drainers();
+    }
+
+    /// The successor gets the drain link of one before this process.
+    pub(super) fn hand_on_drainer(&mut self, id: Peer) {
+        if let Some(heir) = self.steering_heir()
+            && let Some((drainer, link, pidfd)) = self.passed_on(id)
+        {
+            self.hand_on(heir, drainer, link, pidfd);
+            self.flush(heir);
+        }
+    }
+
+    /// The connection to a successor that steers those who drain.
+    fn steering_heir(&self) -> Option<Peer> {
+        let heir = self.connections.iter().find(|(peer, connection)| {
+            // After the last word nothing more is for it.
+            connection.takes_drain_links
+                && !connection.closing
+                && self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(**peer))
+        });
+        heir.map(|(peer, _)| *peer)
     }
 
     fn hand_on(&mut self, heir: Peer, drainer: Drainer, link: OwnedFd, pidfd: OwnedFd) {
@@ -62,7 +85,7 @@ impl Driver {
         let pidfd = sys::own_pidfd()?;
         let id = self.next_peer;
         self.next_peer += 1;
-        self.poller.watch(ours.as_fd(), FIRST_PEER + 2 * id as usize, Interest::READABLE)?;
+        self.poller.watch(ours.as_fd(), token(id), Interest::READABLE)?;
         self.drop_tail();
         self.tail = Some(Tail { id, link: ours, obeyed: None });
         Ok((theirs, pidfd))
