@@ -339,6 +339,8 @@ fn stopped(stop: Stop, within: Duration) -> Failure {
             Failure::new(FAILED, "overtaken", message)
                 .hint("that is not the owner's fault, and the check left it alone; try again when it is over")
         }
+        Stop::TakenOver(by_whom) => Failure::new(FAILED, "overtaken", by_whom)
+            .hint("that is not the owner's fault; start the check again for the new one"),
         Stop::Leaving => Failure::new(FAILED, "leaving", "the owner was asked to leave while the check ran")
             .hint("that is not the owner's fault"),
         Stop::Failed(failure) => failure,

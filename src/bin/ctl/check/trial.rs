@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use heirloom::probe::{Heard, Hello, Peer, Say};
-use heirloom::{Client, Error, Phase, Status, Who};
+use heirloom::{Client, Error, Phase, Side, Status, Who};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -35,6 +35,8 @@ pub(crate) enum Stop {
     Late,
     /// Another process takes the service over, or has, or has tried.
     Overtaken(String),
+    /// Another process has taken over, as the history of the service says: by whom, as a whole sentence.
+    TakenOver(String),
     /// The owner was asked to leave.
     Leaving,
     /// Something failed on this side.
@@ -331,6 +333,11 @@ impl Trial {
 
     /// Another process answers, or the same under another generation, and nobody was heard of who took over.
     fn replaced(&self, status: &Status) -> Result<Found, Stop> {
+        if let Some(heir) = self.heir() {
+            let owner = who(self.owner.pid, &self.owner.app_version);
+            let heir = who(heir.pid, &heir.app_version);
+            return Err(Stop::TakenOver(format!("{owner} was taken over by {heir} meanwhile")));
+        }
         let now = format!("{} owns as generation {}", who(status.pid, &status.app_version), status.generation);
         match self.is_dead() {
             Some(true) => Ok(Found::Gone(format!("its process is dead, and {now}"))),
@@ -339,6 +346,18 @@ impl Trial {
             None if status.pid != self.owner.pid => Ok(Found::Gone(now)),
             _ => Ok(Found::Changed(format!("it lost the service and took it back: {now}"))),
         }
+    }
+
+    /// Who has taken over from the owner in good order since the check began, as whoever owns now remembers it. An owner
+    /// that died beside a successor of somebody else's has a cause in its record.
+    fn heir(&self) -> Option<Side> {
+        let records = Client::connect(&self.socket, PATIENCE).and_then(|mut client| client.history()).ok()?;
+        let (generation, pid) = (Some(self.owner.generation), self.owner.pid);
+        let was_owner = |side: &Side| side.generation == generation && side.pid == pid;
+        let record = records.into_iter().find(|record| {
+            record.outcome == "taken-over" && record.cause.is_none() && record.from.as_ref().is_some_and(was_owner)
+        })?;
+        record.to
     }
 
     /// Whether the owner's process is dead, where the kernel tells.
