@@ -2,6 +2,7 @@
 //!
 //! Needs root and util-linux's `unshare`; what is missing is said aloud.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -10,15 +11,17 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ctl::stage::CTL;
-use crate::puppet::{PATIENCE, Puppet, Scene, is_root, skip};
+use crate::puppet::{PATIENCE, PID_NAMESPACE, Puppet, Scene, is_root, skip};
 use crate::visitor::visit;
 
-/// What follows is the first process of a namespace of its own.
-const FIRST: [&str; 6] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", CTL];
-
 fn first(scene: &Scene, arguments: &[&str]) -> Command {
-    let mut command = Command::new(FIRST[0]);
-    command.args(&FIRST[1..]).args(arguments).env("HEIRLOOM_SOCKET", scene.control()).stdin(Stdio::null());
+    let mut command = Command::new(PID_NAMESPACE[0]);
+    command
+        .args(&PID_NAMESPACE[1..])
+        .arg(CTL)
+        .args(arguments)
+        .env("HEIRLOOM_SOCKET", scene.control())
+        .stdin(Stdio::null());
     command
 }
 
@@ -28,6 +31,25 @@ fn run(scene: &Scene, arguments: &[&str]) -> Option<Output> {
         return None;
     }
     Some(first(scene, arguments).output().unwrap())
+}
+
+/// Has a program take the service over, and lets it begin when the one before has left: that one would resume where the
+/// first process ended earlier.
+fn run_alone(scene: &Scene, program: &str) -> Option<Output> {
+    if !is_root() {
+        skip("only root can make a pid namespace");
+        return None;
+    }
+    let (mut owner, _) = scene.serve("1", json!({}));
+    let gate = scene.path("gate");
+    // For a minute at most, whatever becomes of this test.
+    let wait = "n=0; until [ -e \"$GATE\" ] || [ $n = 1200 ]; do sleep 0.05; n=$((n + 1)); done";
+    let program = format!("{wait}\n{program}");
+    let mut command = first(scene, &["handoff", "--commit", "--", "sh", "-c", &program]);
+    let child = command.env("GATE", &gate).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(owner.exit_code(), Some(0));
+    File::create(gate).unwrap();
+    Some(child.wait_with_output().unwrap())
 }
 
 fn json_of(output: &Output) -> Value {
@@ -46,8 +68,14 @@ fn it_ends_with_the_code_of_its_command() {
 }
 
 /// Each of these leaves a child behind that ends after it, and nobody but the first process can reap that.
-const ORPHANS: &str = r#"
-for _ in 1 2 3 4 5; do sh -c 'sleep 0.1 & exec true'; done
+const ORPHANS: &str = "for _ in 1 2 3 4 5; do sh -c 'sleep 0.1 & exec true'; done";
+
+/// These end by a signal in real time, one that has a number and no name.
+const KILLED_ORPHANS: &str =
+    r#"for _ in 1 2 3 4 5; do sh -c '(sleep 0.1; exec sh -c "kill -34 \$\$") & exec true'; done"#;
+
+/// Ends with 7 once no orphan is left.
+const UNTIL_REAPED: &str = r#"
 tries=0
 while [ "$tries" -lt 300 ]; do
     left=0
@@ -64,11 +92,19 @@ exit 8
 
 #[test]
 fn it_reaps_what_the_program_left_behind() {
-    let scene = Scene::new();
-    let (mut owner, _) = scene.serve("1", json!({}));
-    let Some(ended) = run(&scene, &["handoff", "--commit", "--", "sh", "-c", ORPHANS]) else { return };
-    assert_eq!(ended.status.code(), Some(7), "{ended:?}");
-    assert_eq!(owner.exit_code(), Some(0));
+    for orphans in [ORPHANS, KILLED_ORPHANS] {
+        let Some(ended) = run_alone(&Scene::new(), &[orphans, UNTIL_REAPED].concat()) else { return };
+        assert_eq!(ended.status.code(), Some(7), "{orphans}: {ended:?}");
+    }
+}
+
+/// As a shell counts it, also where the signal has no name.
+#[test]
+fn it_ends_with_the_signal_that_killed_its_command() {
+    for signal in [15, 34, 64] {
+        let Some(ended) = run_alone(&Scene::new(), &format!("kill -{signal} $$")) else { return };
+        assert_eq!(ended.status.code(), Some(128 + signal), "{ended:?}");
+    }
 }
 
 /// Killed with its handle.
@@ -141,7 +177,7 @@ fn an_upgrade_inside_the_container_of_the_old_one_is_refused() {
         return skip("only root can make a pid namespace");
     }
     let scene = Scene::new();
-    let Some(mut owner) = Puppet::through(&FIRST[..5]) else { return };
+    let Some(mut owner) = Puppet::through(&PID_NAMESPACE) else { return };
     owner.ask(scene.begin("1", json!({})));
     owner.event("serving");
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", owner.pid())).unwrap();
@@ -170,10 +206,10 @@ fn here_is_the_pid_namespace_that_has_the_owner() {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", puppet.pid())).unwrap();
         [format!("--target={}", children.trim()), "--pid".to_owned(), "--mount".to_owned()]
     };
-    let Some(mut blue) = Puppet::through(&FIRST[..5]) else { return };
+    let Some(mut blue) = Puppet::through(&PID_NAMESPACE) else { return };
     blue.ask(scene.begin("1", json!({})));
     blue.event("serving");
-    let Some(mut green) = Puppet::through(&FIRST[..5]) else { return };
+    let Some(mut green) = Puppet::through(&PID_NAMESPACE) else { return };
     green.ask(scene.begin("2", json!({"ready": false})));
     green.event("started");
     let (blue_flags, green_flags) = (inside(&blue), inside(&green));
