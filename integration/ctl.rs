@@ -92,6 +92,22 @@ fn nobody_is_exit_code_3_and_nothing_is_made() {
     assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0);
 }
 
+/// Where there can be no service at all, the path is likely to be mistaken.
+#[test]
+fn a_path_that_cannot_be_right_is_said_to_be_so() {
+    let place = Place::new();
+    let folder = place.folder.path();
+    std::fs::write(folder.join("plain"), "").unwrap();
+    std::fs::create_dir(folder.join("shop")).unwrap();
+    for (path, what) in [("plain", "is no socket"), ("no/such.sock", "there is no folder"), ("shop", "is a folder")] {
+        let socket = folder.join(path);
+        let run = Run::of(Command::new(CTL).arg("--socket").arg(&socket).arg("status"));
+        assert_eq!((run.code, run.stdout.as_str()), (3, ""), "{path}");
+        let hint = run.stderr.lines().find(|line| line.starts_with("hint: ")).unwrap();
+        assert!(hint.contains(what) && hint.contains("--socket"), "{hint}");
+    }
+}
+
 #[test]
 fn an_owner_that_does_not_answer_is_told_from_one_that_refuses() {
     let place = Place::new();
@@ -717,6 +733,7 @@ fn those_who_drain_are_shown_and_steered() {
     for order in [&["drain", "extend", "5s"][..], &["drain", "finish"]] {
         let run = service.run(&[&["--json"], order].concat());
         assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("no-drain")));
+        assert_eq!(run.json()["error"]["hint"], "ctl drain status shows who drains");
     }
     // Held by the first generation, which is in this very process.
     let _client = service.hold();

@@ -403,6 +403,11 @@ impl Error {
                 }
                 ("io", _) => "mend that where the process that serves runs, then try again".to_owned(),
                 ("stranger", _) => "run as the same user, or let the owner allow this uid or gid".to_owned(),
+                ("no-drain", _) => "ctl drain status shows who drains".to_owned(),
+                ("no-probation", _) => {
+                    "a takeover has one where its successor asks for it, or ctl upgrade --probation does".to_owned()
+                }
+                ("holders", _) => "end one of them, or start this one in their place (ctl keep --replace)".to_owned(),
                 (_, Some(after)) => format!("try again in {}", seconds(Duration::from_millis(after))),
                 _ => return None,
             },

@@ -403,7 +403,7 @@ Exit codes: 0 the new version serves; 1 it does not, and the old one still serve
 version directly; 4 nobody answered in the end, so that the outcome is unknown.")]
 pub(crate) struct UpgradeArgs {
     /// How long the old version stands by once the new one owns, 24h at most
-    #[arg(long, value_name = "DURATION", value_parser = time::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = time::up_to_a_day)]
     pub(crate) probation: Option<Duration>,
 
     /// Shell command that tells by its exit code whether the new version is as it should be
@@ -439,7 +439,7 @@ pub(crate) struct WaitArgs {
     #[arg(long, group = "what")]
     pub(crate) drained: bool,
 
-    /// Until an owner serves; it need not listen yet
+    /// Until an owner serves, or a keeper holds the listeners for the next one; it need not listen yet
     #[arg(long, group = "what")]
     pub(crate) ready: bool,
 

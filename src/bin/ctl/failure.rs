@@ -1,6 +1,8 @@
 //! How a run ends where it does not end well: an exit code, a word for programs, a line and a hint for people.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use heirloom::{Error, PathProblem};
@@ -116,11 +118,29 @@ impl From<Error> for Failure {
             _ => FAILED,
         };
         let failure = Failure::new(exit, error.code(), error.to_string());
-        match error.hint() {
+        let mistaken = match &error {
+            Error::Nobody { path } => mistaken(path),
+            _ => None,
+        };
+        match mistaken.or_else(|| error.hint()) {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
     }
+}
+
+/// What is wrong with a path at which no service can be, where something is.
+fn mistaken(path: &Path) -> Option<String> {
+    let what = match path.symlink_metadata() {
+        Ok(found) if found.file_type().is_socket() => return None,
+        Ok(found) if found.is_dir() => format!("{} is a folder, and the socket is a file in it", path.display()),
+        Ok(_) => format!("{} is no socket", path.display()),
+        Err(_) => {
+            let folder = path.parent().filter(|folder| !folder.exists())?;
+            format!("there is no folder {}", folder.display())
+        }
+    };
+    Some(format!("{what}: check --socket and HEIRLOOM_SOCKET"))
 }
 
 /// An error of writing to stdout.

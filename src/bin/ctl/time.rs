@@ -8,6 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 /// The longest duration that is taken: more is a mistake, and far from where clocks overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 const PRINTER: SpanPrinter = SpanPrinter::new().spacing(Spacing::None);
 
 /// Reads a duration as people write it: `500ms`, `5s`, `1m 30s`.
@@ -19,6 +21,12 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         Ok(_) => Err("a duration is a year at most".to_owned()),
         Err(_) => Err("a duration cannot be negative".to_owned()),
     }
+}
+
+/// The longest probation that an owner grants is a day.
+pub(crate) fn up_to_a_day(text: &str) -> Result<Duration, String> {
+    let duration = parse(text)?;
+    if duration <= DAY { Ok(duration) } else { Err("it is 24h at most".to_owned()) }
 }
 
 /// A duration, whole milliseconds.
@@ -69,6 +77,12 @@ mod tests {
         for bad in ["", "5", "-5s", "soon", "400d", "9999999999999999h"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_probation_has_a_day() {
+        assert_eq!(up_to_a_day("24h"), Ok(DAY));
+        assert!(up_to_a_day("24h1ms").is_err() && up_to_a_day("soon").is_err());
     }
 
     #[test]
