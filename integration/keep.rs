@@ -12,7 +12,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::ctl::stage::{CTL, Run, Running, eventually};
-use crate::puppet::Scene;
+use crate::peer::{self, Peer};
+use crate::puppet::{Puppet, Scene};
+use crate::strace::Strace;
 use crate::visitor::{self, Load, visit};
 
 /// A keeper, and what it tells.
@@ -309,7 +311,7 @@ fn a_signal_ends_it_beside_an_owner_and_tells_what_is_lost_without_one() {
     assert_eq!(keeper.run.code(), 0);
     let mut alone =
         Running::new(Command::new(CTL).arg("--socket").arg(scene.control()).arg("keep").env_remove("HEIRLOOM_SOCKET"));
-    assert!(alone.line().starts_with("following generation 1: 1 entries"));
+    assert!(alone.line().starts_with("following generation 1, entries kept: 1"));
     first.kill();
     assert!(alone.line().starts_with("nobody serves: holding 1 entries as generation 2"));
     let _waiting = TcpStream::connect(&address).unwrap();
@@ -429,4 +431,193 @@ fn a_keeper_that_stands_by_ends_when_it_is_told_to() {
     assert_eq!(keeper.run.code(), 0);
     let status = scene.status_where(|status| status.probation.is_none());
     assert_eq!((status.pid, status.keepers.len()), (second.pid(), 0));
+}
+
+/// A keeper that owns, and stands by for its successor.
+#[track_caller]
+fn standing_by(scene: &Scene, options: Value) -> (Keeper, Puppet, String) {
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(scene, &[]);
+    first.kill();
+    keeper.event("holding");
+    let (second, _) = scene.serve("2", options);
+    scene.status_where(|status| status.pid == second.pid() && status.probation.is_some());
+    (keeper, second, address)
+}
+
+/// Four others were faster: it is not listed as draining for ever, and keeps what it has.
+#[test]
+fn a_keeper_that_owned_and_finds_no_place_beside_the_next_owner_drains_no_more() {
+    let scene = Scene::new();
+    let (mut keeper, mut second, address) = standing_by(&scene, json!({"probation_ms": 600_000}));
+    let mut others: [Keeper; 4] = std::array::from_fn(|_| Keeper::of(&scene, &[]));
+    scene.client().confirm().unwrap();
+    let status = scene.status_where(|status| status.probation.is_none() && status.drainers.is_empty());
+    assert_eq!((status.pid, status.keepers.len(), status.predecessor), (second.pid(), 4, None));
+    assert!(status.keepers.iter().all(|other| other.pid != keeper.pid()));
+    // And when the others are gone with the service, it owns once more.
+    others.iter_mut().for_each(|other| other.run.signal(Signal::SIGKILL));
+    keepers(&scene, 0);
+    second.kill();
+    let waiting = TcpStream::connect(&address).unwrap();
+    assert_eq!(keeper.event("holding")["generation"], 4);
+    let (third, same) = scene.serve("3", json!({}));
+    assert_eq!((visitor::answer(waiting).pid, same), (third.pid(), address));
+    keeper.follows(5);
+    scene.status_where(|status| status.keepers.len() == 1 && status.drainers.is_empty());
+}
+
+/// As long as a takeover is under way it is told to wait. It drains at its deadline, which somebody may bring about.
+#[test]
+fn a_keeper_that_waits_for_its_successor_drains_when_it_is_told_to() {
+    let scene = Scene::new();
+    let options = json!({"probation_ms": 600_000, "takeover_confirms": true});
+    let (mut keeper, second, _) = standing_by(&scene, options);
+    // It confirms the second, and is at it from then on.
+    let mut third = scene.warm("3", json!({}));
+    let status = scene.status_where(|status| !status.drainers.is_empty());
+    assert_eq!((status.pid, status.drainers[0].who.pid), (second.pid(), keeper.pid()));
+    scene.client().finish_drain(None).unwrap();
+    scene.status_where(|status| status.pid == second.pid() && status.drainers.is_empty());
+    third.ask(json!({"do": "ready"}));
+    third.event("serving");
+    keeper.follows(4);
+}
+
+/// A crash in the midst of an incident: the start after it is let in, and the hold goes on.
+#[test]
+fn a_hold_outlives_a_crash_where_a_keeper_has_heard_of_it() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut early = Keeper::of(&scene, &[]);
+    scene.client().hold("incident 10", Some(Duration::from_secs(3600))).unwrap();
+    // One that came before the hold, and one after it: whichever owns has heard of it.
+    let _late = Keeper::of(&scene, &[]);
+    keepers(&scene, 2);
+    first.kill();
+    let hold = scene.status_where(|status| status.phase == Phase::Holding).hold.unwrap();
+    assert_eq!((hold.reason.as_str(), hold.suspended), ("incident 10", true));
+    assert!(hold.left_ms.is_some_and(|left| left > 3_000_000 && left < 3_600_000), "{hold:?}");
+    let text = Run::of(Command::new(CTL).arg("--socket").arg(scene.control()).arg("status")).stdout;
+    assert!(text.contains("incident 10") && text.contains("the next start is let in"), "{text}");
+
+    let (second, _) = scene.serve("2", json!({}));
+    assert_eq!(visit(&address).pid, second.pid());
+    let hold = scene.status().hold.unwrap();
+    assert_eq!((hold.reason.as_str(), hold.suspended), ("incident 10", false));
+    assert!(hold.left_ms.is_some_and(|left| left > 3_000_000 && left < 3_600_000), "{hold:?}");
+    let mut third = Puppet::new();
+    third.ask(scene.begin("3", json!({})));
+    assert_eq!(third.failure()["code"], "held");
+
+    // Lifted, it is over for the keepers as well.
+    early.event("following");
+    keepers(&scene, 2);
+    scene.client().lift().unwrap();
+    let mut second = second;
+    second.kill();
+    assert_eq!(scene.status_where(|status| status.phase == Phase::Holding).hold, None);
+}
+
+/// The start that comes may be left alone in its warm-up: with the listeners, and with the hold.
+#[test]
+fn a_hold_outlives_the_keeper_that_dies_before_the_next_start_is_ready() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    scene.client().hold("incident 11", None).unwrap();
+    first.kill();
+    keeper.event("holding");
+    let mut second = scene.warm("2", json!({}));
+    keeper.run.signal(Signal::SIGKILL);
+    second.ask(json!({"do": "ready"}));
+    second.event("serving");
+    assert_eq!(visit(&address).pid, second.pid());
+    let hold = scene.status().hold.unwrap();
+    assert_eq!((hold.reason.as_str(), hold.suspended), ("incident 11", false));
+}
+
+/// Said to the keeper while nobody serves, it bars the start; and `ctl upgrade` is let in by one that was said before.
+#[test]
+fn a_hold_that_is_set_while_a_keeper_owns_bars_the_next_start() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    scene.client().hold("before the crash", None).unwrap();
+    first.kill();
+    keeper.event("holding");
+    // Of what it starts nothing comes, but it is started.
+    let mark = scene.path("started");
+    let upgrade = Run::of(ctl(&scene, "upgrade").arg("--").arg("touch").arg(&mark));
+    assert_eq!((upgrade.code, mark.exists()), (1, true), "{}", upgrade.stdout);
+    scene.client().hold("nobody starts this now", None).unwrap();
+    let mut second = Puppet::new();
+    second.ask(scene.begin("2", json!({})));
+    assert_eq!(second.failure()["code"], "held");
+    scene.client().lift().unwrap();
+    let (third, _) = scene.serve("3", json!({}));
+    assert_eq!(visit(&address).pid, third.pid());
+}
+
+/// What the owner lacks is said as that, and not as a fault of the keeper.
+#[test]
+fn an_owner_without_descriptors_says_so_to_a_keeper() {
+    let scene = Scene::new();
+    let (first, address) = scene.serve("1", json!({}));
+    let Some(failing) = Strace::fail(first.pid(), "openat", "EMFILE", "1+") else { return };
+    let refused = Run::of(&mut ctl(&scene, "keep"));
+    assert_eq!((refused.code, &refused.json()["error"]["code"]), (1, &json!("shortage")), "{}", refused.stdout);
+    drop(failing);
+    assert_eq!(visit(&address).pid, first.pid());
+    let _keeper = Keeper::of(&scene, &[]);
+}
+
+/// One that falls silent while it receives is ended in its own time, however busy others are.
+#[test]
+fn a_holder_that_stalls_is_not_kept_by_those_that_come_and_go() {
+    let scene = Scene::new();
+    let (_first, _) = scene.serve("1", json!({}));
+    let hello = |nonce: u64| {
+        let mut hello = Peer::hello();
+        hello["wants"] = json!("hold");
+        hello["nonce"] = json!(nonce);
+        hello
+    };
+    let began = Instant::now();
+    let mut stalled = Peer::connect(&scene);
+    stalled.send(peer::HELLO, &hello(1));
+    stalled.expect(peer::OFFER);
+    stalled.expect(peer::ENTRIES);
+    let mut others = 0;
+    while stalled.hears_nothing_for(Duration::from_millis(500)) {
+        let mut other = Peer::connect(&scene);
+        other.send(peer::HELLO, &hello(2));
+        other.expect(peer::OFFER);
+        others += 1;
+        assert!(began.elapsed() < Duration::from_secs(20), "{others} others have kept it");
+    }
+    assert_eq!(stalled.expect(peer::ABORT)["code"], "deadline");
+}
+
+/// It still drains what it has owned, and keeps on all the same: for a stop it is no old version.
+#[test]
+fn a_stop_right_after_a_takeover_from_a_keeper_leaves_it() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keeper = Keeper::of(&scene, &[]);
+    first.kill();
+    keeper.event("holding");
+    let Some(mut strace) = Strace::stop(keeper.pid(), "socketpair") else { return };
+    let (mut second, _) = scene.serve("2", json!({}));
+    strace.says_or("stopped by SIGSTOP", || false);
+    strace.leave();
+    let mut stopping = Running::new(&mut ctl(&scene, "stop"));
+    assert_eq!(second.exit_code(), Some(0));
+    keeper.run.signal(Signal::SIGCONT);
+    let stopped = stopping.object();
+    assert_eq!((stopping.code(), &stopped["keeper"]["pid"]), (0, &json!(keeper.pid())), "{stopped}");
+    assert!(stopped.get("came_back").is_none());
+    let waiting = TcpStream::connect(&address).unwrap();
+    let (third, _) = scene.serve("3", json!({}));
+    assert_eq!(visitor::answer(waiting).pid, third.pid());
 }

@@ -6,9 +6,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::ctl::stage::CTL;
+use crate::ctl::stage::{CTL, Running};
 use crate::puppet::{Puppet, Scene, is_root, skip};
-use crate::visitor::visit;
+use crate::visitor::{answer, visit};
 
 /// A network of its own, with loopback in it. It becomes the program that follows, so its pid is the program's.
 const NETWORK: [&str; 6] = ["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"];
@@ -132,4 +132,29 @@ fn a_unix_socket_is_of_no_network() {
     second.event("serving");
     assert_eq!(first.exit_code(), Some(0));
     assert_eq!(scene.status().listeners[0].foreign_network_namespace, None);
+}
+
+/// A keeper accepts nothing, so it may live in another network; whoever has the listeners of it lives where they do.
+#[test]
+fn a_keeper_may_live_in_another_network() {
+    if puppet_elsewhere().is_none() {
+        return;
+    }
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    let mut keep = Command::new(NETWORK[0]);
+    keep.args(&NETWORK[1..]).args([CTL, "--json", "keep"]).env("HEIRLOOM_SOCKET", scene.control());
+    let mut keeper = Running::new(&mut keep);
+    assert_eq!(keeper.object()["event"], "following");
+    assert_ne!(network_of(keeper.pid()), network_of(first.pid()));
+    first.kill();
+    let waiting = std::net::TcpStream::connect(&address).unwrap();
+    let holding = keeper.object();
+    assert_eq!((&holding["event"], &holding["waiting"]), (&json!("holding"), &json!(1)));
+    // The listener is none of the keeper's own network, and that is told.
+    let (cookie, text) = told(&scene);
+    assert!(cookie.as_u64().is_some() && text.contains("lives in another network namespace"), "{text}");
+    let (second, same) = scene.serve("2", json!({}));
+    assert_eq!((answer(waiting).pid, same), (second.pid(), address));
+    assert_eq!(keeper.object()["event"], "following");
 }

@@ -34,6 +34,7 @@ const ROOM: u8 = 5;
 const DESCRIPTORS: u8 = 6;
 const RELEASED: u8 = 10;
 const ABORT: u8 = 15;
+const TAKE_BACK: u8 = 17;
 const HISTORY: u8 = 20;
 const STATUS: u8 = 33;
 const DONE: u8 = 35;
@@ -203,7 +204,15 @@ impl Scene {
 
     /// A process of this library that tries to get in.
     fn start(&self) -> heirloom::Result<Starting> {
-        Handoff::at(&self.path).app_version("3").start_within(PATIENCE).start()
+        self.handoff().start()
+    }
+
+    fn start_on_probation(&self) -> heirloom::Result<Starting> {
+        self.handoff().probation(Duration::from_secs(60)).start()
+    }
+
+    fn handoff(&self) -> Handoff {
+        Handoff::at(&self.path).app_version("3").start_within(PATIENCE)
     }
 }
 
@@ -833,6 +842,51 @@ fn a_predecessor_from_bytes_hands_over() {
     let elder = Arc::into_inner(elder).unwrap();
     drop(elder.alive.1);
     eventually("the end of the predecessor is noticed", || told(&mut serving).is_none());
+}
+
+/// An older version stands by, which knows of no hold: it is told of none, and the way back is open all the same.
+#[test]
+fn a_predecessor_that_knows_no_hold_takes_back_during_one() {
+    let elder = Arc::new(Elder::new());
+    let playing = thread::spawn({
+        let elder = elder.clone();
+        move || {
+            let (mut peer, nonce) = elder.greet();
+            assert!(lock(&elder.own, 1, libc::F_RDLCK));
+            peer.say_with("owner-offer-probation", &elder.numbers(false, nonce));
+            pipe(&elder, &mut peer);
+            std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
+            assert!(lock(&elder.own, 0, libc::F_UNLCK));
+            peer.say_with("owner-released", &[("<nonce>", nonce)]);
+            assert_eq!(peer.expect(11).field("probation_ms"), 60_000);
+            // Nothing in between: no word of the hold that has begun meanwhile.
+            let back = peer.expect(TAKE_BACK);
+            assert_eq!((back.field("nonce"), back.field("reason")), (nonce.into(), "too slow".into()));
+            assert!(lock(&elder.own, 0, libc::F_WRLCK), "it has the lock back");
+            peer
+        }
+    });
+    let mut starting = elder.scene.start_on_probation().unwrap();
+    starting.inherited("pipe").unwrap().unwrap();
+    let mut serving = starting.ready().unwrap();
+    let path = elder.scene.path.clone();
+    let asking = thread::spawn(move || {
+        let mut client = Client::connect(path, PATIENCE).unwrap();
+        client.hold("an incident", None).unwrap();
+        client.status().unwrap().hold.unwrap().reason
+    });
+    eventually("the hold is set", || {
+        serving.process().unwrap();
+        asking.is_finished()
+    });
+    assert_eq!(asking.join().unwrap(), "an incident");
+    serving.give_back("too slow").unwrap();
+    eventually("the service is given back", || {
+        serving.process().unwrap();
+        playing.is_finished()
+    });
+    let _peer = playing.join().unwrap();
+    assert!(!serving.is_owner());
 }
 
 /// What a new owner remembers, by its outcomes.

@@ -19,6 +19,10 @@ pub struct Hold {
     /// Who set it.
     #[serde(default)]
     pub by: SetBy,
+    /// It was set before the service died, and whoever answers only keeps the listeners: a start is no takeover then, and
+    /// is let in. With the next owner it holds again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
 }
 
 /// The process that set a hold, as the kernel told its owner.

@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::hold::Hold;
 use crate::manifest::Entry;
 
 /// The name of the memfd.
@@ -31,6 +32,12 @@ pub(crate) struct Inventory {
     /// Device and inode of the control path, as its maker recorded them.
     #[serde(default)]
     pub(crate) path_inode: Option<(u64, u64)>,
+    /// Why its takeovers are refused, and what was left of that at `written_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hold: Option<Hold>,
+    /// The milliseconds of `CLOCK_MONOTONIC` when this was written: a rescuer is on the same machine.
+    #[serde(default)]
+    pub(crate) written_ms: u64,
     pub(crate) entries: Vec<Arc<Entry>>,
 }
 
@@ -49,6 +56,15 @@ impl Inventory {
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals()))?;
         Ok(file.into())
+    }
+
+    /// The hold as it is `now_ms`, unless it is over.
+    #[cfg(feature = "ctl")]
+    pub(crate) fn hold_at(&self, now_ms: u64) -> Option<Hold> {
+        let hold = self.hold.clone()?;
+        let Some(left) = hold.left_ms else { return Some(hold) };
+        let left = left.checked_sub(now_ms.saturating_sub(self.written_ms)).filter(|left| *left > 0)?;
+        Some(Hold { left_ms: Some(left), ..hold })
     }
 
     /// Reads one that another process has written.
@@ -109,7 +125,19 @@ mod tests {
             assert_eq!((read.control, read.entries), (3, inventory.entries.clone()));
         }
         assert!(File::from(memfd).write(b"x").is_err());
+        assert_eq!(inventory.hold_at(0), None);
         let unsealed = memfd_create(NAME, MFdFlags::MFD_CLOEXEC).unwrap();
         assert_eq!(Inventory::read(unsealed.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_hold_ends_in_time_beyond_its_owner() {
+        let hold = |left_ms| Some(Hold { left_ms, ..Hold::default() });
+        let inventory = |left_ms| Inventory { hold: hold(left_ms), written_ms: 1000, ..Inventory::default() };
+        assert_eq!(inventory(None).hold_at(u64::MAX), hold(None));
+        assert_eq!(inventory(Some(500)).hold_at(1499), hold(Some(1)));
+        assert_eq!(inventory(Some(500)).hold_at(1500), None);
+        // Another clock, in a time namespace that is behind.
+        assert_eq!(inventory(Some(500)).hold_at(0), hold(Some(500)));
     }
 }

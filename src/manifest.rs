@@ -148,6 +148,15 @@ pub struct Entry {
     pub retired: bool,
 }
 
+impl Entry {
+    /// How many bytes of text it has: all of it that has no fixed size.
+    pub(crate) fn text(&self) -> u64 {
+        let local = self.socket.as_ref().map_or(0, |socket| socket.local.len());
+        let path = self.path.as_ref().map_or(0, Vec::len);
+        (self.name.len() + self.kind.as_str().len() + self.address.len() + self.requested.len() + path + local) as u64
+    }
+}
+
 /// What an application's state is written in: a name for the layout, and the layout's version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -11,6 +11,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::stage::{CTL, Run, Running, Service, eventually};
+use crate::puppet::{Scene, skip};
+use crate::strace::Strace;
+use crate::visitor;
 
 /// An owner in a process of its own, which is stopped, and alone in its family.
 fn stopped(service: &Service) -> Running {
@@ -91,6 +94,35 @@ fn a_program_goes_on_with_the_listeners() {
     assert_eq!(service.run(&["stop"]).code, 0);
 }
 
+/// An incident is not over because its owner hangs: with a program that serves at once, and with one that comes later.
+#[test]
+fn a_hold_outlives_a_rescue() {
+    for program in [&["--", "sleep", "1000"][..], &[]] {
+        let service = Service::start();
+        let mut owner = service.keeper(&[]);
+        service.left();
+        service.json(&["hold", "--reason", "incident 12", "--for", "1h"]);
+        owner.signal(Signal::SIGSTOP);
+        let arguments = [&["--json", "--timeout", "200ms", "rescue", "--yes"], program].concat();
+        let mut rescue = service.spawn(&arguments);
+        assert_eq!(names(&rescue.object()), ["admin", "file", "web"]);
+        rescue.object();
+        assert!(owner.killed());
+        let hold = service.status().hold.unwrap();
+        assert_eq!((hold.reason.as_str(), hold.suspended), ("incident 12", program.is_empty()));
+        assert!(hold.left_ms.is_some_and(|left| left > 3_000_000 && left < 3_600_000), "{hold:?}");
+        if program.is_empty() {
+            let next = service.place.serve("four");
+            assert_eq!(rescue.code(), 0, "{}", rescue.stderr());
+            assert_eq!(next.status().hold.map(|hold| hold.suspended), Some(false));
+        } else {
+            let run = service.run(&["--json", "handoff", "--commit"]);
+            assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("held")));
+            assert_eq!(service.run(&["stop"]).code, 0);
+        }
+    }
+}
+
 #[test]
 fn an_owner_that_answers_is_left_alone() {
     let service = Service::start();
@@ -112,7 +144,7 @@ fn who_may_not_trace_the_owner_is_told_so() {
     let able = nix::unistd::geteuid().is_root()
         && Command::new("setpriv").args(dropped).arg("true").output().is_ok_and(|output| output.status.success());
     if !able {
-        return eprintln!("skipped: it takes root, and setpriv, to drop a right");
+        return skip("it takes root, and setpriv, to drop a right");
     }
     let service = Service::start();
     let mut owner = stopped(&service);
@@ -124,4 +156,53 @@ fn who_may_not_trace_the_owner_is_told_so() {
     assert!(error["hint"].as_str().unwrap().contains("CAP_SYS_PTRACE"), "{error}");
     owner.signal(Signal::SIGCONT);
     assert_eq!(service.status().pid, owner.pid());
+}
+
+/// The owner and the successor that was at it are both stopped: who holds byte 1 for ever delays a rescue by the time of a
+/// commit, and what wakes later finds that it is too late.
+#[test]
+fn a_rescue_beside_two_stopped_parties_has_the_service() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({"accept": false}));
+    let mut second = scene.warm("2", json!({}));
+    first.freeze();
+    second.freeze();
+    let waiting = TcpStream::connect(&address).unwrap();
+    let ctl = |arguments: &[&str]| {
+        let mut command = Command::new(CTL);
+        command.arg("--socket").arg(scene.control()).args(["--json", "--timeout", "500ms", "rescue"]).args(arguments);
+        command.env_remove("HEIRLOOM_SOCKET");
+        command
+    };
+    let look = Run::of(&mut ctl(&[]));
+    assert_eq!(look.code, 0, "{}{}", look.stdout, look.stderr);
+    assert_eq!(look.json()["ends"], json!([{"pid": first.pid(), "state": "T"}]));
+    let mut rescue = Running::new(&mut ctl(&["--yes"]));
+    scene.status_where(|status| status.generation == 2 && status.pid == rescue.pid());
+    // It had everything of the dead, and was to own next: somebody else does.
+    second.thaw();
+    assert_eq!(second.failure()["kind"], "Superseded");
+    let (third, same) = scene.serve("3", json!({}));
+    assert_eq!((visitor::answer(waiting).pid, same), (third.pid(), address));
+    assert_eq!((rescue.code(), scene.status().generation), (0, 3));
+}
+
+/// What could not be written down when it came is written down with the next thing that happens.
+#[test]
+fn a_list_that_could_not_be_written_is_written_later() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    let Some(failing) = Strace::fail(first.pid(), "memfd_create", "EMFILE", "1+") else { return };
+    first.ask(json!({"do": "claim", "kind": "tcp", "name": "more", "address": "127.0.0.1:0"}));
+    first.logged("cannot leave a manifest for a rescue");
+    drop(failing);
+    assert_eq!(scene.status().listeners.len(), 2);
+    // Its answer is written before the list is.
+    first.ask(json!({"do": "nothing"}));
+    first.freeze();
+    let mut look = Command::new(CTL);
+    look.arg("--socket").arg(scene.control()).args(["--json", "--timeout", "500ms", "rescue"]);
+    let look = Run::of(look.env_remove("HEIRLOOM_SOCKET"));
+    assert_eq!(look.code, 0, "{}{}", look.stdout, look.stderr);
+    assert_eq!(names(&look.json()), ["more", "web"]);
 }

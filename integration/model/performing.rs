@@ -366,7 +366,7 @@ impl World {
         let again = match failure {
             Failure::Refused(why) if starting => Some(starter::Input::Refused(why)),
             Failure::NotServed | Failure::Superseded if starting => Some(starter::Input::NotServed),
-            Failure::Deadline(_) if starting && !process.listed => Some(starter::Input::Silent),
+            Failure::Deadline(..) if starting && !process.listed => Some(starter::Input::Silent),
             _ => None,
         };
         process.timers.disarm_attempt();
@@ -451,6 +451,8 @@ impl World {
             Output::Tells(notice) => self.predecessor_tells(rules, pid, notice),
             Output::Arm(timer, _) => process.timers.arm(Key::Predecessor(timer)),
             Output::Disarm(timer) => process.timers.disarm(Key::Predecessor(timer)),
+            // Of holders alone, of which there are none here.
+            Output::ArmHolder(..) | Output::ArmHolding(..) | Output::DisarmHolder(_) => {}
         }
     }
 

@@ -124,6 +124,7 @@ pub(super) enum Key {
 /// In the order of their declaration, and all of them.
 const TIMERS: [Timer; 13] = [
     Timer::Handshake,
+    Timer::Delivery,
     Timer::Stall,
     Timer::WarmUp,
     Timer::Release,
@@ -131,7 +132,6 @@ const TIMERS: [Timer; 13] = [
     Timer::Probation,
     Timer::Probe,
     Timer::Rehearsal,
-    Timer::Hold,
     Timer::Grace,
     Timer::Retry,
     Timer::Start,

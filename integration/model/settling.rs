@@ -140,8 +140,8 @@ fn level_of(key: Key) -> u8 {
         Key::Starter(timer) | Key::Successor(timer) | Key::Predecessor(timer) => match timer {
             Timer::Probe | Timer::Retry => 0,
             Timer::Commit => 1,
-            Timer::Handshake | Timer::Release | Timer::Rehearsal | Timer::Stall | Timer::Hold | Timer::Grace => 2,
-            Timer::WarmUp | Timer::Start | Timer::Orphan | Timer::Probation => 3,
+            Timer::Handshake | Timer::Release | Timer::Rehearsal | Timer::Stall | Timer::Grace => 2,
+            Timer::Delivery | Timer::WarmUp | Timer::Start | Timer::Orphan | Timer::Probation => 3,
         },
         Key::Peer(_) => 2,
     }

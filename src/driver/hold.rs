@@ -62,10 +62,14 @@ impl Driver {
     /// The hold has changed, by whomever.
     pub(super) fn keep_hold(&mut self, hold: Option<Hold>) {
         match &hold {
+            Some(hold) if hold.suspended => info!("the hold goes on with the next owner: {}", hold.reason),
             Some(hold) => info!("takeovers are refused: {}", hold.reason),
             None => info!("takeovers are not refused any more"),
         }
         self.hold_clock.start(hold.as_ref());
+        // Whoever has set it is answered after this: a rescuer goes on with it.
+        self.inventory.is_stale();
+        self.leave_inventory_now();
         let elder = self.link.filter(|_| self.hold_clock.elder_takes);
         // Whoever still drains may have to go on as the owner.
         for drainer in elder.into_iter().chain(self.probation.giver.as_ref().map(|(giver, _)| *giver)) {
@@ -83,13 +87,19 @@ impl Driver {
     /// What a predecessor says that may matter for a hold.
     pub(super) fn hear_of_hold(&mut self, message: &Message) {
         match message {
-            Message::Offer(offer) => self.hold_clock.elder_takes = offer.hold,
+            Message::Offer(offer) => {
+                self.hold_clock.elder_takes = offer.hold;
+                if self.predecessor.is_none() {
+                    // What there is follows. Nothing is left of what another one may have said before.
+                    self.inherit_hold(None);
+                }
+            }
             Message::Held(held) if self.predecessor.is_some() => self.owner(Input::Held(held.hold.clone())),
             Message::Held(held) => self.inherit_hold(held.hold.clone()),
             // Should the predecessor be dead by now, and this process go on by itself, it goes on with the hold.
             Message::Abort(Abort(why)) if why.code == HELD => {
                 let (reason, left_ms) = (why.message.clone(), why.retry_after_ms);
-                self.inherit_hold(Some(Hold { reason, left_ms, since: unix_ms(), by: SetBy::default() }));
+                self.inherit_hold(Some(Hold { reason, left_ms, since: unix_ms(), ..Hold::default() }));
             }
             _ => {}
         }
@@ -100,15 +110,22 @@ impl Driver {
         self.hold_clock.elder_takes
     }
 
-    fn inherit_hold(&mut self, hold: Option<Hold>) {
+    /// What was said of a hold before this process owns.
+    pub(super) fn inherit_hold(&mut self, hold: Option<Hold>) {
         self.hold_clock.start(hold.as_ref());
         self.hold_clock.inherited = hold;
     }
 
+    /// This process may own once more, by another machine: with the hold of the moment.
+    pub(super) fn keep_hold_for_next(&mut self) {
+        self.hold_clock.inherited = self.hold();
+    }
+
     /// This process owns.
     pub(super) fn go_on_with_hold(&mut self) {
-        if let (Some(hold), Some(predecessor)) = (self.hold_clock.inherited.take(), &mut self.predecessor) {
-            info!("takeovers are refused: {}", hold.reason);
+        let over = self.hold_clock.until.is_some_and(|until| Instant::now() >= until);
+        if let (Some(hold), Some(predecessor)) = (self.hold_clock.inherited.take_if(|_| !over), &mut self.predecessor) {
+            info!("the hold goes on: {}", hold.reason);
             predecessor.inherit_hold(Some(hold));
         }
     }

@@ -12,13 +12,13 @@ use log::{info, warn};
 use mio::Interest;
 
 use super::joining::nonce;
-use super::{Driver, Notice, Settings};
+use super::{Driver, Key, Notice, Settings};
 use crate::error::{Error, Result};
 use crate::poller::Poller;
 use crate::protocol::holder::{Holder, Input, Look, Notice as Told, Output};
 use crate::protocol::predecessor::{self, Claim, Found, Reason};
 use crate::protocol::{Timer, holder};
-use crate::status::Status;
+use crate::status::{Phase, Status};
 use crate::sys;
 use crate::table::Table;
 use crate::wake::Wake;
@@ -43,6 +43,7 @@ impl Driver {
         if let Some(link) = self.link.take() {
             self.forget_peer(link);
         }
+        self.forget_leaving();
         // What follows is said to others; nothing is heard of that owner any more.
         self.successor = None;
         self.starter = None;
@@ -57,6 +58,30 @@ impl Driver {
         self.owner(predecessor::Input::Ready);
         self.watch_folder();
         info!("holding: generation {generation}, {} entries; connections wait", self.table.len());
+    }
+}
+
+impl Driver {
+    /// As what this process has owned before, it is forgotten; a hold goes on.
+    fn forget_leaving(&mut self) {
+        if self.predecessor.is_none() {
+            return;
+        }
+        self.keep_hold_for_next();
+        self.draining = false;
+        self.finished = None;
+        self.wake.set_draining(false);
+        self.poller.disarm(Key::Drain);
+        if let Some((_, pidfd)) = self.heir_pidfd.take() {
+            self.poller.forget(pidfd.as_fd());
+        }
+        self.wake_drainers();
+    }
+
+    /// Whether it drains although its drain deadline has passed, by itself or because somebody has said so: it waits for
+    /// what its successor has to give.
+    fn is_overdue(&self) -> bool {
+        self.phase() == Phase::Draining && !self.draining && self.drain_left().is_none()
     }
 }
 
@@ -172,6 +197,9 @@ impl Holding {
                     Notice::Started | Notice::Serving | Notice::Release | Notice::Failed(_) => {}
                 }
             }
+            if kept.is_overdue() {
+                self.inputs.push_back(Input::Overdue);
+            }
         }
         self.run()?;
         if let Some(attempt) = &mut self.attempt {
@@ -221,6 +249,7 @@ impl Holding {
     fn failed(&mut self, error: Error) {
         let attempt = self.attempt.take();
         self.discard(attempt);
+        let refused = matches!(&error, Error::Refused(why) if why.retry_after_ms.is_none());
         let after = match &error {
             Error::Refused(why) | Error::GaveUp(why) => {
                 let after = why.retry_after_ms.map_or(LONGEST_RETRY, Duration::from_millis);
@@ -232,7 +261,7 @@ impl Holding {
             warn!("cannot follow the owner, what is kept stays: {error}");
         }
         self.failure = Some(error);
-        self.inputs.push_back(Input::Failed(after));
+        self.inputs.push_back(Input::Failed { after, refused });
     }
 
     /// The attempt has everything: it is what is kept from here on, and what was kept before is closed.
@@ -294,6 +323,12 @@ impl Holding {
                 Output::Leave => {
                     if let Some(kept) = &mut self.kept {
                         kept.stop()?;
+                    }
+                }
+                Output::Drain => {
+                    if let Some(kept) = &mut self.kept {
+                        info!("the next owner gives this process nothing: what it has it keeps on its own account");
+                        kept.begin_drain()?;
                     }
                 }
                 Output::Tells(notice) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use log::warn;
 
-use super::{Driver, Key};
+use super::{Driver, Key, monotonic};
 use crate::inventory::Inventory;
 use crate::status::Phase;
 use crate::sys;
@@ -70,6 +70,8 @@ impl Driver {
             control,
             backlog: self.family.backlog,
             path_inode: self.family.inode,
+            hold: self.hold(),
+            written_ms: monotonic().as_millis() as u64,
             entries: self.table.iter().map(|held| held.entry.clone()).collect(),
         };
         match inventory.write() {

@@ -185,6 +185,9 @@ impl Driver {
         predecessor.set_state(self.settings.state.clone());
         // A holder follows the next owner.
         predecessor.set_stays(self.settings.process_stays || self.settings.wants == Wants::Hold);
+        // A rescuer without a program is one, too. Whoever took over from a service that lived goes on with its hold.
+        let rescues = self.settings.holding && self.successor.is_none();
+        predecessor.set_keeps(self.settings.wants == Wants::Hold || rescues);
         self.predecessor = Some(predecessor);
         self.meet_probation();
         self.go_on_with_hold();
@@ -319,7 +322,7 @@ impl Driver {
         let again = match &failure {
             Failure::Refused(why) if starting => Some(starter::Input::Refused(why.clone())),
             Failure::NotServed | Failure::Superseded if starting => Some(starter::Input::NotServed),
-            Failure::Deadline(_) if starting && self.manifest.is_empty() => Some(starter::Input::Silent),
+            Failure::Deadline(..) if starting && self.manifest.is_empty() => Some(starter::Input::Silent),
             _ => None,
         };
         let cause = self.cause.take();
@@ -340,7 +343,7 @@ impl Driver {
                 _ => cause.unwrap_or(Error::Misbehaved(why.message)),
             },
             Failure::NotServed | Failure::LinkLost => Error::LinkLost,
-            Failure::Deadline(waiting_for) => Error::Deadline { waiting_for, after: self.settings.deadlines.handshake },
+            Failure::Deadline(waiting_for, after) => Error::Deadline { waiting_for, after },
             Failure::Superseded => Error::Superseded,
         };
         self.notices.push_back(Notice::Failed(error));

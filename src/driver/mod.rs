@@ -168,6 +168,10 @@ enum Key {
     Peer(Peer),
     /// A send or a receive that the kernel refused for the moment.
     Crowded(Peer),
+    /// The next word of a holder that does not have everything yet.
+    Holder(Peer),
+    /// All that a holder is to have.
+    Holding(Peer),
     Accept,
     Drain,
     /// How long the application waits for the end of the predecessor.
@@ -540,6 +544,7 @@ impl Driver {
                 self.owner(predecessor::Input::Gone(peer));
             }
             Key::Crowded(peer) => self.talk(peer),
+            Key::Holder(peer) | Key::Holding(peer) => self.owner(predecessor::Input::HolderExpired(peer)),
             Key::Accept if self.family.accepting => self.accept(),
             Key::Accept if self.owns() => self.start_control(),
             Key::Accept => {}
@@ -613,6 +618,11 @@ impl AsFd for Driver {
 /// By which the poller knows the connection of a peer; the next token is that of its pidfd.
 fn token(peer: Peer) -> usize {
     FIRST_PEER + 2 * peer as usize
+}
+
+/// The time of `CLOCK_MONOTONIC`, for those who compare it with another process's.
+fn monotonic() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Unix time in milliseconds.

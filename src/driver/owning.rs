@@ -16,7 +16,7 @@ use crate::error::{Error, Refusal, Who};
 use crate::lock::lock_path;
 use crate::manifest::Entry;
 use crate::protocol::FAMILY_SLOTS;
-use crate::protocol::message::{Entries, MAX_PER_FRAME, Message};
+use crate::protocol::message::{Entries, Held, MAX_PER_FRAME, Message, Wants};
 use crate::protocol::predecessor::{self, Output, Peer, Reason};
 use crate::shared::SharedFd;
 use crate::status::Phase;
@@ -127,6 +127,8 @@ impl Driver {
                     let back = self.name_lost(back);
                     self.send(peer, &back.into());
                 }
+                // With what is left of its time.
+                Output::Send(peer, Message::Held(_)) => self.send(peer, &Held { hold: self.hold() }.into()),
                 Output::Send(peer, message) => {
                     let stops = self.predecessor.as_ref().is_some_and(predecessor::Predecessor::is_to_stop);
                     if matches!(message, Message::Done(_)) && stops {
@@ -221,6 +223,12 @@ impl Driver {
                 Output::Tells(notice) => self.predecessor_tells(notice),
                 Output::Arm(timer, after) => self.poller.arm(Key::Predecessor(timer), after),
                 Output::Disarm(timer) => self.poller.disarm(Key::Predecessor(timer)),
+                Output::ArmHolder(peer, after) => self.poller.arm(Key::Holder(peer), after),
+                Output::ArmHolding(peer, after) => self.poller.arm(Key::Holding(peer), after),
+                Output::DisarmHolder(peer) => {
+                    self.poller.disarm(Key::Holder(peer));
+                    self.poller.disarm(Key::Holding(peer));
+                }
             }
         }
     }
@@ -246,11 +254,7 @@ impl Driver {
 
     /// This side cannot go on with the takeover of the moment, and says why.
     fn unable(&mut self, doing: &str, error: &std::io::Error) {
-        let code = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EMFILE | Errno::ENFILE) => "shortage",
-            _ => "io",
-        };
-        self.owner(predecessor::Input::Unable(Refusal::new(code, format!("the owner cannot {doing}: {error}"))));
+        self.owner(predecessor::Input::Unable(inability(doing, error)));
     }
 
     pub(super) fn stop_control(&mut self) {
@@ -287,8 +291,9 @@ impl Driver {
             match self.family.holders_batch(&lock_path(&self.settings.path)) {
                 Ok(family) => descriptors.extend(family),
                 Err(error) => {
-                    let why = format!("the owner has no descriptors for a holder: {error}");
-                    return self.owner(predecessor::Input::Fault(peer, why));
+                    let why = inability("prepare its descriptors", &error);
+                    warn!("cannot give a holder what it is to keep: {why}");
+                    return self.owner(predecessor::Input::CannotKeep(peer, why));
                 }
             }
         }
@@ -496,7 +501,8 @@ impl Driver {
     fn end(&mut self) {
         self.flush_all();
         self.stop_control();
-        let stopping = self.phase == Phase::Stopping;
+        // The last phase of which the log knows: an end is none.
+        let stopping = self.logged == Phase::Stopping;
         let paths = if stopping { self.table.paths() } else { Vec::new() };
         let pid_file = self.settings.pid_file.as_ref().filter(|_| stopping);
         if (!paths.is_empty() || pid_file.is_some())
@@ -510,6 +516,11 @@ impl Driver {
                 pid_file::remove(path, self.pid);
             }
             drop(lease);
+        }
+        if self.settings.wants == Wants::Hold && !stopping {
+            // What it keeps it keeps, whoever owns; and nobody steers it any more.
+            self.draining = false;
+            return self.drop_tail();
         }
         self.table.clear();
     }
@@ -552,6 +563,15 @@ impl Drop for Driver {
             listener::remove(&self.settings.path, inode);
         }
     }
+}
+
+/// Why this side cannot do its part, for the other one.
+fn inability(doing: &str, error: &std::io::Error) -> Refusal {
+    let code = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => "shortage",
+        _ => "io",
+    };
+    Refusal::new(code, format!("the owner cannot {doing}: {error}"))
 }
 
 /// How many of the first entries fit one frame, at least one: by their texts, without putting them into bytes.

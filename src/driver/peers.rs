@@ -34,6 +34,8 @@ impl Driver {
     pub(super) fn forget_peer(&mut self, peer: Peer) {
         self.poller.disarm(Key::Peer(peer));
         self.poller.disarm(Key::Crowded(peer));
+        self.poller.disarm(Key::Holder(peer));
+        self.poller.disarm(Key::Holding(peer));
         self.poller.disarm(Key::Relay(peer));
         self.drainers.forget_client(peer);
         self.offered.remove(&peer);
@@ -223,19 +225,23 @@ impl Driver {
             }
             Flush::Blocked => {
                 // A long manifest on its way is no silence of the successor, nor of a holder.
-                let heir = self.predecessor.as_ref().is_some_and(|owner| !owner.is_holder(peer));
-                let key = Key::Predecessor(if heir { Timer::Handshake } else { Timer::Hold });
+                let holder = self.predecessor.as_ref().is_some_and(|owner| owner.is_holder(peer));
+                let key = if holder { Key::Holder(peer) } else { Key::Predecessor(Timer::Handshake) };
                 if progress && self.poller.deadline(key).is_some() {
                     self.poller.arm(key, self.settings.deadlines.handshake);
                 }
             }
             Flush::Crowded => {
                 let since = connection.crowded.map_or(Duration::ZERO, |since| since.elapsed());
-                if since >= CROWDED_LIMIT && self.predecessor.as_ref().is_some_and(|owner| owner.is_heir(peer)) {
-                    let why = "the kernel takes no more descriptors from the user of the owner, or has no memory";
-                    self.owner(predecessor::Input::Unable(Refusal::new("crowded", why)));
-                } else {
-                    self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE);
+                let limit = since >= CROWDED_LIMIT;
+                let why = "the kernel takes no more descriptors from the user of the owner, or has no memory";
+                let why = Refusal::new("crowded", why);
+                match &self.predecessor {
+                    Some(owner) if limit && owner.is_heir(peer) => self.owner(predecessor::Input::Unable(why)),
+                    Some(owner) if limit && owner.is_holder(peer) => {
+                        self.owner(predecessor::Input::CannotKeep(peer, why));
+                    }
+                    _ => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
                 }
             }
             // Not the end yet: what the peer had said before it broke is still to be read, and the reader finds the end.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Driver, Notice, Settings};
+use super::{Driver, Notice, Settings, monotonic};
 use crate::error::{Error, Result};
 use crate::lock::lock_path;
 use crate::rescue::Wreck;
@@ -33,6 +33,7 @@ impl Driver {
         driver.family.control = Some(Arc::new(wreck.control));
         driver.family.backlog = wreck.inventory.backlog;
         driver.family.inode = wreck.inventory.path_inode;
+        driver.inherit_hold(wreck.inventory.hold_at(monotonic().as_millis() as u64));
         for (entry, fd) in wreck.descriptors {
             driver.table.insert(Held::received(entry, Descriptor::Plain(Arc::new(fd))));
         }

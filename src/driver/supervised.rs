@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 use mio::Interest;
-use nix::time::{ClockId, clock_gettime};
 
-use super::{Driver, Key, Notice};
+use super::{Driver, Key, Notice, monotonic};
 use crate::control;
 use crate::protocol::predecessor::Predecessor;
 use crate::status::Phase;
@@ -180,7 +179,7 @@ impl Driver {
         self.supervisor.heir = heir.map_or(Heir::Outside, Heir::Inside);
         self.supervisor.part = Part::Offers;
         if heir.is_some() {
-            self.tell_manager(format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
+            self.tell_manager(format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic().as_micros()));
         }
     }
 
@@ -353,10 +352,6 @@ impl Driver {
 /// `EXTEND_TIMEOUT_USEC`.
 fn extend(by: Duration) -> String {
     format!("EXTEND_TIMEOUT_USEC={}", by.as_micros())
-}
-
-fn monotonic_us() -> u128 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_micros())
 }
 
 /// The process that a pidfd stands for, in this pid namespace.

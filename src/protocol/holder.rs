@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::patience::Patience;
 use super::predecessor::{Claim, Found};
 use super::{Deadlines, Timer};
 use crate::error::Refusal;
@@ -21,8 +22,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) enum Input {
     /// The attempt has everything of the owner of this generation, and is in place of what was kept before.
     Whole { generation: u64 },
-    /// The attempt came to nothing. When another one makes sense, where the owner has said so.
-    Failed(Option<Duration>),
+    /// The attempt came to nothing. When another one makes sense, where the owner has said so; `refused`: it has said no,
+    /// and no wait makes it a yes.
+    Failed { after: Option<Duration>, refused: bool },
     /// The owner followed has other entries by now.
     Changed,
     /// The link to the owner followed is at its end, or that process is dead.
@@ -37,7 +39,9 @@ pub(crate) enum Input {
     Resumed,
     /// As the owner: a holder was started in place of this one, and has everything.
     Replaced,
-    /// As the owner: it has left, and nobody follows.
+    /// As the owner that has left: its drain deadline has passed.
+    Overdue,
+    /// As the owner that has left: it has said its last words.
     Gone,
     /// Whoever runs this process wants it to leave.
     Stop,
@@ -92,6 +96,8 @@ pub(crate) enum Output {
     },
     /// As the owner: leave, and end what is kept.
     Leave,
+    /// As the owner that has left: say the last words, and keep everything all the same.
+    Drain,
     Tells(Notice),
     Arm(Timer, Duration),
     Disarm(Timer),
@@ -109,17 +115,12 @@ enum Stage {
     },
     /// This process owns.
     Owner,
-    /// A successor owns, and is asked; until it has answered, this process is ready to take the service back.
-    Leaving,
+    /// A successor owns, and is asked; until it has answered, this process is ready to take the service back. `drains`: it
+    /// will not answer, and is told that this process drains no more.
+    Leaving {
+        drains: bool,
+    },
     Over,
-}
-
-/// How long byte 0 has been free and byte 1 taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Patience {
-    Rested,
-    Tried,
-    Gone,
 }
 
 /// The machine.
@@ -135,6 +136,7 @@ pub(crate) struct Holder {
     asking: bool,
     /// The next one waits for its time.
     pausing: bool,
+    /// With byte 1, while byte 0 is free.
     patience: Patience,
 }
 
@@ -160,7 +162,7 @@ impl Holder {
 
     /// Whether it owns, or has not yet found whom it has handed over to.
     pub(crate) fn has_owned(&self) -> bool {
-        matches!(self.stage, Stage::Owner | Stage::Leaving)
+        matches!(self.stage, Stage::Owner | Stage::Leaving { .. })
     }
 
     /// Whether it keeps anything.
@@ -179,8 +181,11 @@ impl Holder {
                 self.stage = Stage::Following;
                 out.push(Output::Tells(Notice::Following));
             }
-            (_, Input::Failed(after)) => {
+            (_, Input::Failed { after, refused }) => {
                 self.asking = false;
+                if refused {
+                    self.drain(out);
+                }
                 if !matches!(self.stage, Stage::Joining | Stage::Owner) {
                     self.pause(after.unwrap_or(RETRY), out);
                 }
@@ -201,16 +206,22 @@ impl Holder {
             // Who wanted it to leave wanted that, and not that it follows the next one.
             (Stage::Owner, Input::Left) if self.stopping => self.over(End::Stopped, out),
             (Stage::Owner, Input::Left) => {
-                self.stage = Stage::Leaving;
+                self.stage = Stage::Leaving { drains: false };
                 self.ask(out);
             }
+            (_, Input::Overdue) => self.drain(out),
             // Whoever it has handed over to is dead. It may have asked that one already, or even be another's by now.
-            (Stage::Leaving | Stage::Following | Stage::Lost { .. }, Input::Resumed) => self.own(out),
+            (Stage::Leaving { .. } | Stage::Following | Stage::Lost { .. }, Input::Resumed) => self.own(out),
             (Stage::Owner, Input::Replaced) => {
                 // The other one keeps everything, and owns after its grace.
                 self.over(End::Replaced, out);
             }
-            (Stage::Owner | Stage::Leaving, Input::Gone) => self.over(End::Stopped, out),
+            (Stage::Owner, Input::Gone) => self.over(End::Stopped, out),
+            // Nobody counts it as one that drains any more, and what it keeps it keeps on its own account.
+            (Stage::Leaving { .. }, Input::Gone) => {
+                self.stage = Stage::Lost { grace: false };
+                out.push(Output::Look);
+            }
             (Stage::Owner, Input::Stop) => {
                 self.stopping = true;
                 out.push(Output::Leave);
@@ -259,8 +270,7 @@ impl Holder {
                 out.push(Output::Look);
             }
             Found::Barred | Found::Unknown => {
-                if self.patience == Patience::Rested {
-                    self.patience = Patience::Tried;
+                if self.patience.try_it() {
                     // Whoever is at that takeover may try as long before; a stopped one keeps byte 1 for ever.
                     out.push(Output::Arm(Timer::Commit, 2 * self.deadlines.commit));
                 }
@@ -276,7 +286,7 @@ impl Holder {
                 let claim = if self.patience == Patience::Gone { Claim::Bare } else { Claim::Exclusive };
                 out.push(Output::Claim(claim));
             }
-            (Timer::Commit, Stage::Lost { .. }) if self.patience == Patience::Tried => self.patience = Patience::Gone,
+            (Timer::Commit, Stage::Lost { .. }) => self.patience.run_out(),
             (Timer::Retry, stage) if self.pausing => {
                 self.pausing = false;
                 if !self.asking && !matches!(stage, Stage::Joining | Stage::Owner | Stage::Lost { grace: true }) {
@@ -285,6 +295,15 @@ impl Holder {
             }
             // A timer that was on its way when its state ended.
             _ => {}
+        }
+    }
+
+    /// What it has owned is not to be counted as draining for ever, only because its successor gives it nothing.
+    fn drain(&mut self, out: &mut Vec<Output>) {
+        if let Stage::Leaving { drains } = &mut self.stage
+            && !std::mem::replace(drains, true)
+        {
+            out.push(Output::Drain);
         }
     }
 
@@ -317,8 +336,7 @@ impl Holder {
     }
 
     fn be_patient(&mut self, out: &mut Vec<Output>) {
-        if self.patience != Patience::Rested {
-            self.patience = Patience::Rested;
+        if self.patience.rest() {
             out.push(Output::Disarm(Timer::Commit));
         }
     }

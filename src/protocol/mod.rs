@@ -5,6 +5,7 @@ pub(crate) mod message;
 #[cfg(test)]
 #[path = "../../integration/model/mod.rs"]
 mod model;
+mod patience;
 pub(crate) mod predecessor;
 pub(crate) mod starter;
 pub(crate) mod successor;
@@ -23,6 +24,8 @@ pub(crate) const FAMILY_SLOTS: u32 = 4;
 pub(crate) enum Timer {
     /// The next message of the handshake.
     Handshake,
+    /// All of them, from the offer to the last descriptor.
+    Delivery,
     /// The longest silence of a warm-up.
     Stall,
     /// The whole warm-up.
@@ -37,8 +40,6 @@ pub(crate) enum Timer {
     Probe,
     /// A whole rehearsal.
     Rehearsal,
-    /// The next message of a holder that does not have everything yet.
-    Hold,
     /// How long nobody has to own before a holder does.
     Grace,
     /// The next attempt of a starter.
@@ -90,6 +91,10 @@ pub(crate) const MAX_COMMIT: Duration = Duration::from_secs(60);
 
 /// How much longer a reader waits than its sender may take, so that it never gives up on an answer on its way.
 pub(crate) const READER_GRACE: Duration = Duration::from_secs(5);
+
+/// How long entries and descriptors may be under way in all. A million of them take a part of that; who says a little just
+/// before each deadline does not keep the others waiting for longer.
+pub(crate) const DELIVERY: Duration = Duration::from_secs(60);
 
 /// The longest probation that an owner grants.
 pub(crate) const MAX_PROBATION: Duration = Duration::from_secs(24 * 60 * 60);

@@ -4,6 +4,7 @@
 //! [`Output`]s come out, descriptors are slot numbers, and deadlines are [`Timer`]s that the driver arms. What it
 //! believes about the owner lock is true, because nobody but this process can take that lock from it.
 
+mod hold;
 mod holders;
 mod probation;
 mod rehearsal;
@@ -11,6 +12,8 @@ mod standing_by;
 
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+pub(crate) use self::hold::HELD;
 use self::holders::Holders;
 use self::probation::Probation;
 #[cfg(target_os = "linux")]
@@ -21,15 +24,13 @@ use super::message::{
     Abort, Ask, Bye, Done, Draining, Held, Hello, Message, Offer, Question, Released, State, TakeBack, VERSIONS, Wants,
     cut,
 };
+use super::patience::Patience;
 use super::transfer::Transfer;
-use super::{Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
+use super::{DELIVERY, Deadlines, FAMILY_SLOTS, MAX_PROBATION, Timer};
 use crate::error::{Refusal, Who};
 use crate::hold::Hold;
 use crate::manifest::StateKind;
 use crate::status::Phase;
-
-/// The code of a refusal during a hold.
-pub(crate) const HELD: &str = "held";
 
 /// One connection on the control socket, by a number that is never used again.
 pub(crate) type Peer = u64;
@@ -45,12 +46,16 @@ pub(crate) enum Input {
     Fault(Peer, String),
     /// This side cannot go on with the takeover of the moment.
     Unable(Refusal),
+    /// This side cannot give a holder what it is to have.
+    CannotKeep(Peer, Refusal),
     /// The connection ended, after everything in it was read.
     Gone(Peer),
     /// The process at the other end is dead, as its pidfd says.
     Died(Peer),
     /// A deadline passed.
     Expired(Timer),
+    /// That of a holder, which does not have everything yet.
+    HolderExpired(Peer),
     /// The answer to [`Output::Claim`].
     Claimed(Found),
     /// The application has let go of its exclusive work.
@@ -206,6 +211,12 @@ pub(crate) enum Output {
     Tells(Notice),
     Arm(Timer, Duration),
     Disarm(Timer),
+    /// The deadline of the next word of this holder: each has its own.
+    ArmHolder(Peer, Duration),
+    /// The deadline of all that it is to have.
+    ArmHolding(Peer, Duration),
+    /// Both of them.
+    DisarmHolder(Peer),
 }
 
 /// How far a takeover is before its release.
@@ -235,17 +246,6 @@ struct Heir {
     probation: Option<Duration>,
     /// It is the predecessor, which takes the service back, and this is why.
     back: Option<String>,
-}
-
-/// How long a process that is not the owner any more has found byte 0 free and byte 1 taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Patience {
-    /// Somebody owned at the last look.
-    Rested,
-    /// A takeover of others is under way; it may take until the deadline of the commit.
-    Tried,
-    /// It took longer: byte 1 is kept by a process that is stopped.
-    Gone,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -289,6 +289,8 @@ pub(crate) struct Predecessor {
     rehearsal: Option<Rehearsal>,
     /// This process lives on after it has left.
     stays: bool,
+    /// It owns in the place of a service that is down, and only keeps what that had.
+    keeps: bool,
     /// This process is on probation, and its predecessor stands by.
     probation: Option<Probation>,
     /// A takeover that comes during a probation confirms it.
@@ -302,6 +304,7 @@ pub(crate) struct Predecessor {
     stopping: bool,
     /// The application was told `Release` and has not answered; the takeover it was for may be over.
     owed: bool,
+    /// With byte 1, where byte 0 is free and this process not the owner any more.
     patience: Patience,
 }
 
@@ -329,6 +332,7 @@ impl Predecessor {
             stage: Stage::Starting,
             rehearsal: None,
             stays: false,
+            keeps: false,
             probation: None,
             confirms: false,
             wish: None,
@@ -365,19 +369,14 @@ impl Predecessor {
         self.stays = stays;
     }
 
+    /// Says that this owner is a holder, which answers because nobody serves.
+    pub(crate) fn set_keeps(&mut self, keeps: bool) {
+        self.keeps = keeps;
+    }
+
     /// What the application's state is written in, where it has one.
     pub(crate) fn set_state(&mut self, kind: Option<StateKind>) {
         self.state = kind;
-    }
-
-    /// Why takeovers are refused, where they are.
-    pub(crate) fn hold(&self) -> Option<&Hold> {
-        self.hold.as_ref()
-    }
-
-    /// What a predecessor has said of a hold before this process owned.
-    pub(crate) fn inherit_hold(&mut self, hold: Option<Hold>) {
-        self.hold = hold;
     }
 
     /// Whether a stop was asked for.
@@ -449,6 +448,7 @@ impl Predecessor {
             Input::Message(peer, message) => self.message(peer, message, out),
             Input::Fault(peer, what) => self.fault(peer, what, out),
             Input::Unable(why) => self.abort(why, out),
+            Input::CannotKeep(peer, why) => self.holders.end(&why, out, |session| session == peer),
             Input::Gone(peer) => self.gone(peer, out),
             Input::Died(peer) => {
                 out.push(Output::Close(peer));
@@ -456,6 +456,7 @@ impl Predecessor {
                 self.elder_died(peer, out);
             }
             Input::Expired(timer) => self.expired(timer, out),
+            Input::HolderExpired(peer) => self.holders.expired(peer, out),
             Input::Claimed(found) => self.claimed(found, out),
             Input::AppReleased => self.app_released(None, out),
             Input::AppReleasedWith(state) => self.app_released(Some(state), out),
@@ -479,7 +480,7 @@ impl Predecessor {
                 let _ = self.give_back(why, None, out);
             }
             Input::StateArrived(peer) => self.state_came_back(peer, out),
-            Input::Held(hold) => self.set_hold(hold, out),
+            Input::Held(hold) => self.hear_hold(hold, out),
             // Nobody is told: each of them counts for itself.
             Input::HoldOver => self.hold = None,
             Input::Changed => self.holders.changed(out),
@@ -554,6 +555,7 @@ impl Predecessor {
             return out.push(Output::Refuse(peer, refusal));
         }
         let (rehearsal, holder) = (hello.wants == Wants::Rehearsal, hello.wants == Wants::Hold);
+        let takes_hold = hello.hold;
         if hello.wants == Wants::Takeover && self.probation.is_some() {
             // Admitted all the same: that is what the application wants.
             self.confirm(out);
@@ -585,14 +587,15 @@ impl Predecessor {
             out.push(Output::Arm(Timer::Rehearsal, self.deadlines.rehearsal));
         } else if holder {
             self.holders.open(peer, hello, offer.descriptors, out);
-            out.push(Output::Arm(Timer::Hold, self.deadlines.handshake));
+            out.push(Output::ArmHolder(peer, self.deadlines.handshake));
+            out.push(Output::ArmHolding(peer, DELIVERY));
         } else {
             // A real takeover never waits for a rehearsal, nor for a holder.
             self.end_rehearsal(Refusal::new("preempted", "a real takeover came"), out);
             let later = Refusal { retry_after_ms: Some(1000), ..Refusal::new("preempted", "a real takeover came") };
             self.holders.end_unfinished(&later, out);
             let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-            let (takes_state, takes_hold) = (hello.state, hello.hold);
+            let takes_state = hello.state;
             let progress = String::new();
             let heir = Heir { peer, nonce: hello.nonce, who, takes_state, takes_hold, progress, probation, back: None };
             // The nonce goes into the file with the offer, not just before the unlock: a stale successor that wakes
@@ -600,9 +603,15 @@ impl Predecessor {
             out.push(Output::JoinTakeover);
             out.push(Output::Record { generation: self.generation, nonce: heir.nonce });
             out.push(Output::Arm(Timer::Handshake, self.deadlines.handshake));
+            // Beside the deadline of each word: who says a little just before each must not keep the others waiting.
+            out.push(Output::Arm(Timer::Delivery, DELIVERY));
             self.stage = Stage::HandingOver(heir, Step::Offered);
         }
         out.push(Output::Send(peer, offer.into()));
+        if let Some(hold) = self.hold.clone().filter(|_| takes_hold && !rehearsal) {
+            // Should this process die, the other one goes on with it. A start meets one that is suspended.
+            out.push(Output::Send(peer, Held { hold: Some(hold) }.into()));
+        }
         out.push(Output::SendManifest(peer));
     }
 
@@ -633,7 +642,7 @@ impl Predecessor {
                 ..Refusal::new("busy", "another successor is at it")
             }),
             Stage::Serving if hello.wants == Wants::Hold => self.holders.admit(hello.nonce),
-            Stage::Serving if hello.wants == Wants::Takeover && self.hold.is_some() => Err(self.held()),
+            Stage::Serving if hello.wants == Wants::Takeover && self.bars_takeovers() => Err(self.held()),
             Stage::Serving if self.owed => {
                 later("releasing", "the application has not yet answered an earlier release", 1000)
             }
@@ -677,6 +686,7 @@ impl Predecessor {
                 } else {
                     *step = Step::WarmingUp;
                     out.push(Output::Disarm(Timer::Handshake));
+                    out.push(Output::Disarm(Timer::Delivery));
                     out.push(Output::Arm(Timer::Stall, self.deadlines.stall));
                     out.push(Output::Arm(Timer::WarmUp, self.deadlines.warm_up));
                 }
@@ -732,7 +742,7 @@ impl Predecessor {
             }
             (Stage::Leaving { confirmed: false, .. }, Message::Confirmed(_)) => self.confirmed(out),
             // It is kept for the case that this process owns again.
-            (Stage::Leaving { .. }, Message::Held(held)) => self.set_hold(held.hold, out),
+            (Stage::Leaving { .. }, Message::Held(held)) => self.hear_hold(held.hold, out),
             // It has crossed the word with which this process has stood down.
             (
                 Stage::Leaving { confirmed: true, .. },
@@ -740,51 +750,6 @@ impl Predecessor {
             ) => {}
             (_, message) => self.fault(peer, format!("{} out of order", message.word()), out),
         }
-    }
-
-    /// Somebody who may wants takeovers to be refused from now on, or no longer.
-    fn ask_hold(&mut self, peer: Peer, hold: Option<Hold>, out: &mut Vec<Output>) {
-        let refusal = match &self.stage {
-            Stage::Leaving { .. } | Stage::StandingBy(_) => {
-                Some(("draining", "this process is no longer the owner", Some(100)))
-            }
-            Stage::Stopping | Stage::Gone => Some(("stopping", "the owner is about to stop", Some(500))),
-            // It would be lost with this process, and it is too late to call the takeover off.
-            Stage::Released(heir) | Stage::Silent(heir) if !heir.takes_hold => {
-                Some(("unsupported", "an older version takes over at this moment, and knows no hold", None))
-            }
-            _ => None,
-        };
-        if let Some((code, message, retry_after_ms)) = refusal {
-            return out.push(Output::Refuse(peer, Refusal { retry_after_ms, ..Refusal::new(code, message) }));
-        }
-        out.push(Output::Send(peer, Done {}.into()));
-        self.set_hold(hold, out);
-        match &self.stage {
-            // A way back is no takeover, and the predecessor hears of the hold in any case.
-            _ if self.returns() => {}
-            // What cannot be called off goes on, and the hold with it.
-            Stage::HandingOver(heir, Step::Releasing | Step::SendingState)
-            | Stage::Released(heir)
-            | Stage::Silent(heir)
-                if heir.takes_hold =>
-            {
-                out.push(Output::Send(heir.peer, Held { hold: self.hold.clone() }.into()));
-            }
-            Stage::HandingOver(..) if self.hold.is_some() => self.abort(self.held(), out),
-            _ => {}
-        }
-    }
-
-    fn set_hold(&mut self, hold: Option<Hold>, out: &mut Vec<Output>) {
-        self.hold = hold.map(|hold| Hold { reason: cut(hold.reason), ..hold });
-        out.push(Output::Hold(self.hold.clone()));
-    }
-
-    /// The refusal of a takeover while there is a hold. How long that still lasts the driver knows better.
-    fn held(&self) -> Refusal {
-        let hold = self.hold.clone().unwrap_or_default();
-        Refusal { retry_after_ms: hold.left_ms, ..Refusal::new(HELD, hold.reason) }
     }
 
     /// The application has let go of what must not run twice.
@@ -861,11 +826,11 @@ impl Predecessor {
             (Timer::Rehearsal, _) => {
                 self.end_rehearsal(Refusal::new("deadline", "a rehearsal takes five seconds at most"), out);
             }
-            (Timer::Hold, _) => {
-                self.holders.end_unfinished(&Refusal::new("deadline", "the holder did not answer in time"), out);
-            }
             (Timer::Handshake, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
                 self.abort(Refusal::new("deadline", "the successor did not answer in time"), out);
+            }
+            (Timer::Delivery, Stage::HandingOver(_, Step::Offered | Step::Sending(_))) => {
+                self.abort(Refusal::new("deadline", "the successor took too long to receive everything"), out);
             }
             (Timer::Stall, Stage::HandingOver(_, Step::WarmingUp)) => {
                 self.abort(Refusal::new("deadline", "no progress of the warm-up"), out);
@@ -880,9 +845,7 @@ impl Predecessor {
                 self.abort(Refusal::new("deadline", "the successor did not take the state in time"), out);
             }
             (Timer::Commit, Stage::Released(_) | Stage::Silent(_) | Stage::Leaving { .. }) => {
-                if self.patience == Patience::Tried {
-                    self.patience = Patience::Gone;
-                }
+                self.patience.run_out();
                 self.claim(out);
             }
             (Timer::Probe, Stage::StandingBy(_)) => {
@@ -948,16 +911,12 @@ impl Predecessor {
 
     /// Patience with byte 1 lasts as long as a commit may take, and begins anew each time that somebody owns.
     fn wait_on(&mut self, found: Found, out: &mut Vec<Output>) {
-        match (found, self.patience) {
-            (Found::Barred | Found::Unknown, Patience::Rested) => {
-                self.patience = Patience::Tried;
+        if matches!(found, Found::Barred | Found::Unknown) {
+            if self.patience.try_it() {
                 out.push(Output::Arm(Timer::Commit, self.deadlines.commit));
             }
-            (Found::Barred | Found::Unknown, _) | (_, Patience::Rested) => {}
-            _ => {
-                self.patience = Patience::Rested;
-                out.push(Output::Disarm(Timer::Commit));
-            }
+        } else if self.patience.rest() {
+            out.push(Output::Disarm(Timer::Commit));
         }
     }
 
@@ -1043,7 +1002,7 @@ impl Predecessor {
     fn back_out(&mut self, out: &mut Vec<Output>) {
         let releasing = matches!(self.stage, Stage::HandingOver(_, Step::Releasing | Step::SendingState));
         let told = releasing && self.exclusive;
-        for timer in [Timer::Handshake, Timer::Stall, Timer::WarmUp, Timer::Release] {
+        for timer in [Timer::Handshake, Timer::Delivery, Timer::Stall, Timer::WarmUp, Timer::Release] {
             out.push(Output::Disarm(timer));
         }
         out.push(Output::Record { generation: self.generation, nonce: 0 });

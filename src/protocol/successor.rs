@@ -9,9 +9,16 @@ use std::time::Duration;
 use super::message::{
     Abort, Ack, Confirmed, Hello, Message, Offer, Owning, Progress, Ready, Room, VERSIONS, Wants, cut,
 };
-use super::{FAMILY_SLOTS, MAX_COMMIT, MAX_PROBATION, MAX_RELEASE, READER_GRACE, Timer};
+use super::{DELIVERY, FAMILY_SLOTS, MAX_COMMIT, MAX_PROBATION, MAX_RELEASE, READER_GRACE, Timer};
 use crate::error::{Refusal, Who};
 use crate::manifest::{Entry, StateKind};
+
+/// A longer manifest takes several frames, and memory that is not to be spent on what there is no room for.
+const SHORT_MANIFEST: u32 = 4096;
+/// How much text an entry may have on an average, in bytes, and how much more some of them: several times what names and
+/// addresses come to.
+const TEXT_OF_AN_ENTRY: u64 = 1024;
+const MORE_TEXT: u64 = 64 * 1024;
 
 /// How often in a row others may be found at it before byte 0 is tried without byte 1: longer than a commit of this owner
 /// may take, and those after it announce the same, as a rule.
@@ -78,8 +85,8 @@ pub(crate) enum Failure {
     NotServed,
     /// The connection ended, and the predecessor lives.
     LinkLost,
-    /// A deadline passed.
-    Deadline(&'static str),
+    /// A deadline passed: what was waited for, and for how long.
+    Deadline(&'static str, Duration),
     /// Somebody else became the owner.
     Superseded,
 }
@@ -137,6 +144,7 @@ enum Stage {
     Listing {
         offer: Offer,
         entries: u32,
+        text: u64,
     },
     /// `Room` is sent; descriptors come.
     Receiving {
@@ -315,8 +323,12 @@ impl Successor {
             (_, Message::Unknown(_) | Message::History(_) | Message::Held(_)) => {}
             (Stage::Greeting, Message::Refused(why)) => self.fail(Failure::Refused(why), out),
             (Stage::Greeting, Message::Offer(offer)) => self.offered(offer, out),
-            (Stage::Listing { offer, entries }, Message::Entries(list)) => {
+            (Stage::Listing { offer, entries, text }, Message::Entries(list)) => {
                 *entries += list.entries.len() as u32;
+                *text += list.entries.iter().map(|entry| entry.text()).sum::<u64>();
+                if *text > u64::from(offer.entries) * TEXT_OF_AN_ENTRY + MORE_TEXT {
+                    return self.withdraw(Refusal::new("protocol", "more text than entries have"), out);
+                }
                 let (have, want) = (*entries, offer.entries);
                 if have > want {
                     return self.withdraw(Refusal::new("protocol", "more entries than offered"), out);
@@ -324,7 +336,7 @@ impl Successor {
                 out.push(Output::Keep(list.entries));
                 out.push(Output::Arm(Timer::Handshake, self.handshake));
                 if have == want {
-                    self.listed(out);
+                    self.reserve(out);
                 }
             }
             // For another takeover: void.
@@ -383,26 +395,30 @@ impl Successor {
         self.offered_state = offer.state.clone();
         self.generation = offer.generation + 1;
         out.push(Output::Arm(Timer::Handshake, self.handshake));
-        let none = offer.entries == 0;
-        self.stage = Stage::Listing { offer, entries: 0 };
-        if none {
-            self.listed(out);
+        out.push(Output::Arm(Timer::Delivery, DELIVERY + READER_GRACE));
+        let announced = offer.entries;
+        self.stage = Stage::Listing { offer, entries: 0, text: 0 };
+        if announced == 0 || announced > SHORT_MANIFEST {
+            self.reserve(out);
         }
     }
 
-    /// The manifest is whole.
-    fn listed(&mut self, out: &mut Vec<Output>) {
+    /// The manifest is whole, or too long to be received for nothing.
+    fn reserve(&self, out: &mut Vec<Output>) {
         if let Stage::Listing { offer, .. } = &self.stage {
             out.push(Output::Reserve(offer.descriptors));
         }
     }
 
     fn reserved(&mut self, room: Result<(), Refusal>, out: &mut Vec<Output>) {
-        let Stage::Listing { offer, .. } = &self.stage else { return };
-        let offer = offer.clone();
+        let Stage::Listing { offer, entries, .. } = &self.stage else { return };
         if let Err(why) = room {
             return self.withdraw(why, out);
         }
+        if *entries < offer.entries {
+            return;
+        }
+        let offer = offer.clone();
         out.push(Output::Send(Room { descriptors: offer.descriptors }.into()));
         out.push(Output::Arm(Timer::Handshake, self.handshake));
         let nothing = offer.descriptors == 0;
@@ -459,6 +475,7 @@ impl Successor {
                 _ => Stage::WarmingUp { offer: offer.clone() },
             };
             out.push(Output::Disarm(Timer::Handshake));
+            out.push(Output::Disarm(Timer::Delivery));
             out.push(Output::Tells(Notice::Received { whole: true }));
             if self.stale {
                 out.push(Output::Tells(Notice::Changed));
@@ -515,14 +532,18 @@ impl Successor {
 
     fn expired(&mut self, timer: Timer, out: &mut Vec<Output>) {
         match (timer, &self.stage) {
-            (Timer::Handshake, Stage::Greeting) => self.fail(Failure::Deadline("an answer of the owner"), out),
-            (Timer::Handshake, Stage::Listing { .. }) => self.fail(Failure::Deadline("the manifest"), out),
-            (Timer::Handshake, Stage::Receiving { .. }) if self.link => {
-                self.fail(Failure::Deadline("the descriptors"), out);
+            (Timer::Handshake, Stage::Greeting) => {
+                self.fail(Failure::Deadline("an answer of the owner", self.handshake), out);
+            }
+            (Timer::Handshake | Timer::Delivery, Stage::Listing { .. }) => {
+                self.fail(Failure::Deadline("the manifest", self.allowed(timer)), out);
+            }
+            (Timer::Handshake | Timer::Delivery, Stage::Receiving { .. }) if self.link => {
+                self.fail(Failure::Deadline("the descriptors", self.allowed(timer)), out);
             }
             // The link is lost and the predecessor lives. A process that was not yet ready may go on warming up: it is
             // told when it asks.
-            (Timer::Handshake, Stage::Receiving { .. }) => self.give_up(Failure::LinkLost, out),
+            (Timer::Handshake | Timer::Delivery, Stage::Receiving { .. }) => self.give_up(Failure::LinkLost, out),
             (Timer::Release, Stage::Waiting { .. }) => {
                 // One look at the lock: it may have been freed for us, and the message lost with its sender stopped.
                 let Stage::Waiting { offer } = std::mem::replace(&mut self.stage, Stage::Over) else { return };
@@ -530,8 +551,9 @@ impl Successor {
                 self.stage = Stage::Taking { offer };
                 self.take(out);
             }
-            (Timer::Commit, Stage::Taking { .. }) => {
-                let failure = if self.link { Failure::Deadline("the release") } else { Failure::LinkLost };
+            (Timer::Commit, Stage::Taking { offer }) => {
+                let waited = Duration::from_millis(offer.release_ms + offer.commit_ms) + READER_GRACE;
+                let failure = if self.link { Failure::Deadline("the release", waited) } else { Failure::LinkLost };
                 self.give_up(failure, out);
             }
             (Timer::Probe, Stage::Taking { .. } | Stage::WarmingUp { .. } | Stage::Receiving { .. }) => {
@@ -540,6 +562,11 @@ impl Successor {
             }
             _ => {}
         }
+    }
+
+    /// How long what comes before the warm-up may take.
+    fn allowed(&self, timer: Timer) -> Duration {
+        if timer == Timer::Delivery { DELIVERY + READER_GRACE } else { self.handshake }
     }
 
     /// Asks the kernel.
@@ -566,7 +593,7 @@ impl Successor {
                 let released = self.link && !self.died && self.ready && self.giving_up.is_none();
                 self.probation = self.probation.filter(|_| released && self.generation == generation + 1);
                 self.generation = generation + 1;
-                for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
+                for timer in [Timer::Handshake, Timer::Delivery, Timer::Release, Timer::Commit, Timer::Probe] {
                     out.push(Output::Disarm(timer));
                 }
                 out.push(Output::Record { generation: self.generation });
@@ -643,7 +670,7 @@ impl Successor {
         if self.stage == Stage::Holding {
             return self.end(None, out);
         }
-        for timer in [Timer::Handshake, Timer::Release, Timer::Commit, Timer::Probe] {
+        for timer in [Timer::Handshake, Timer::Delivery, Timer::Release, Timer::Commit, Timer::Probe] {
             out.push(Output::Disarm(timer));
         }
         out.push(Output::LeaveTakeover);

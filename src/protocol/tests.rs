@@ -3,6 +3,7 @@
 mod alone;
 mod format;
 mod hold;
+mod holder;
 mod probation;
 mod takeover;
 mod world;

@@ -65,14 +65,30 @@ pub fn predecessor(data: &[u8]) {
     }
 }
 
+/// A deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Named(Timer),
+    Holder(Peer),
+}
+
+impl Due {
+    fn passes(self) -> Input {
+        match self {
+            Due::Named(timer) => Input::Expired(timer),
+            Due::Holder(peer) => Input::HolderExpired(peer),
+        }
+    }
+}
+
 struct Walk {
     machine: Predecessor,
     kernel: Kernel,
     exclusive: bool,
     joined: bool,
-    armed: BTreeSet<Timer>,
+    armed: BTreeSet<Due>,
     /// Those that were taken back, and not armed again.
-    late: BTreeSet<Timer>,
+    late: BTreeSet<Due>,
     /// The connections of the moment: a number is never used again.
     peers: [Peer; PEERS as usize],
     next: Peer,
@@ -133,12 +149,12 @@ impl Walk {
                 let timer = self.armed.iter().nth(usize::from(which) % self.armed.len().max(1)).copied();
                 timer.map(|timer| {
                     self.armed.remove(&timer);
-                    Input::Expired(timer)
+                    timer.passes()
                 })
             }
             Event::Late(which) => {
                 let timer = self.late.iter().nth(usize::from(which) % self.late.len().max(1)).copied();
-                timer.map(Input::Expired)
+                timer.map(Due::passes)
             }
             Event::Kernel(deed) => {
                 self.kernel.suffer(deed);
@@ -251,11 +267,13 @@ impl Walk {
                 self.joined = false;
             }
             Output::LeaveTakeover => self.joined = false,
-            Output::Arm(timer, _) => {
-                self.late.remove(&timer);
-                self.armed.insert(timer);
+            Output::Arm(timer, _) => self.arm(Due::Named(timer)),
+            Output::Disarm(timer) => self.late.extend(self.armed.take(&Due::Named(timer))),
+            Output::ArmHolder(peer, _) | Output::ArmHolding(peer, _) => {
+                assert!(self.machine.is_holder(peer), "waits for a holder that is none");
+                self.arm(Due::Holder(peer));
             }
-            Output::Disarm(timer) => self.late.extend(self.armed.take(&timer)),
+            Output::DisarmHolder(peer) => self.late.extend(self.armed.take(&Due::Holder(peer))),
             Output::StartControl => assert_eq!(self.kernel.holder, Holder::This),
             Output::Send(_, Message::Released(_) | Message::TakeBack(_)) => {
                 assert_ne!(self.kernel.holder, Holder::This, "says that the lock is free, and has it");
@@ -266,6 +284,11 @@ impl Walk {
             Output::Tells(notice) => self.told(notice),
             _ => {}
         }
+    }
+
+    fn arm(&mut self, due: Due) {
+        self.late.remove(&due);
+        self.armed.insert(due);
     }
 
     fn told(&mut self, notice: Notice) {
@@ -309,10 +332,11 @@ impl Walk {
         }
         if machine.phase() == Phase::Serving {
             let on_probation = machine.stands_by().is_some();
-            let due = |timer: &Timer| match timer {
-                Timer::Rehearsal | Timer::Hold => true,
-                Timer::Probation => on_probation,
-                _ => false,
+            let due = |due: &Due| match due {
+                Due::Named(Timer::Rehearsal) => true,
+                Due::Named(Timer::Probation) => on_probation,
+                Due::Named(_) => false,
+                Due::Holder(peer) => machine.is_holder(*peer),
             };
             assert!(self.armed.iter().all(due), "{what:?}: idle, with {:?}", self.armed);
             assert_eq!(self.joined, on_probation, "{what:?}: {machine:?}");

@@ -209,15 +209,19 @@ pub(crate) struct HandoffArgs {
 /// service. `ctl status` shows the hold.
 ///
 /// It is kept by the owner and goes on in whoever owns after it. With the last process of the service it is forgotten:
-/// one that starts anew knows nothing of it. The time of --for is counted as time that passes, so that a clock that is
-/// set does not move its end. A further hold takes the place of the one before.
+/// one that starts anew knows nothing of it. Where `ctl keep` runs beside the service it outlives a crash as well: the
+/// keeper lets the next start in, since nobody serves, and has it go on with the hold. `ctl rescue` goes on with it as
+/// well: without a CMD it lets the next start in, and with one it serves, and refuses takeovers.
+///
+/// The time of --for is counted as time that passes, so that a clock that is set does not move its end. A further hold
+/// takes the place of the one before; one that is set while a keeper owns bars the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   ctl hold --reason 'database migration' --for 30m
   ctl hold --lift
 
-With --json: hold {reason, since, until, by {pid, uid}}, or null where there is none now.
+With --json: hold {reason, since, until, by {pid, uid}, suspended}, or null where there is none now.
 
 Exit codes: 0 done; 1 refused; 3 nobody listens; 4 no answer in time, so that the outcome is unknown.")]
 pub(crate) struct HoldArgs {
@@ -282,7 +286,8 @@ pub(crate) struct RescueArgs {
 /// started with --replace; `ctl stop` ends it while it owns, and with it the service.
 ///
 /// Up to four may keep the same service. While one owns, a signal to end it loses the connections that wait, unless
-/// another one keeps them, too.
+/// another one keeps them, too. One that has owned and finds no place beside the next owner keeps what it has, and asks
+/// again every 10s.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -322,7 +327,7 @@ pub(crate) struct KeepArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 With --json: generation, pid, app_version, phase, since, in_flight, left, takeover {pid, app_version, step, progress, \
-for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}}, keepers [{pid, app_version}], listeners [{name, kind, address, accept_queue_length, \
+for, step_for}, predecessor {pid, app_version, generation, in_flight, oldest, left}, drainers [the same], probation {pid, app_version, for, left, overdue}, hold {reason, since, until, by {pid, uid}, suspended}, keepers [{pid, app_version}], listeners [{name, kind, address, accept_queue_length, \
 accept_queue_limit, foreign_network_namespace}]. Times are RFC 3339 in UTC, durations like 1m30s; null is unknown or absent.
 
 Phases: starting, serving, handing-over, standing-by, draining, holding, stopping.

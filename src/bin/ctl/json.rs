@@ -107,6 +107,7 @@ pub(crate) fn hold(hold: &Hold) -> Value {
         "since": time::timestamp(hold.since),
         "until": hold.left_ms.and_then(time::after),
         "by": {"pid": pid(hold.by.pid), "uid": hold.by.uid},
+        "suspended": hold.suspended,
     })
 }
 

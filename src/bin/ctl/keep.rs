@@ -93,7 +93,7 @@ fn hold(handoff: Handoff, signals: &Signals, printer: Printer) -> Result<(), Err
 fn tell(holder: &Holder, event: HolderEvent, printer: Printer) {
     let (generation, entries) = (holder.generation(), holder.entries().count());
     let (word, text) = match event {
-        HolderEvent::Following => ("following", format!("following generation {generation}: {entries} entries kept")),
+        HolderEvent::Following => ("following", format!("following generation {generation}, entries kept: {entries}")),
         HolderEvent::Holding => {
             let rest = "connections wait until the next process takes over";
             ("holding", format!("nobody serves: holding {entries} entries as generation {generation}; {rest}"))

@@ -197,6 +197,9 @@ pub(crate) fn held(hold: &Hold) -> String {
         Some(left) => text.push_str(&format!(", {} left", milliseconds(left))),
         None => text.push_str(", until it is lifted"),
     }
+    if hold.suspended {
+        text.push_str("; the next start is let in, and holds again");
+    }
     text
 }
 

@@ -57,7 +57,7 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
         }
         error => error.into(),
     })?;
-    if let Some(hold) = &from.hold {
+    if let Some(hold) = from.hold.as_ref().filter(|hold| !hold.suspended) {
         return Err(hold::refused(hold));
     }
     let from_peer = follow.peer_pid();
@@ -180,6 +180,7 @@ impl Upgrade {
                         // What cannot be called off any more goes on, hold or not.
                         if let (Some(hold), None) = (status.hold, &status.takeover)
                             && status.generation == self.from.generation
+                            && !hold.suspended
                         {
                             return self.give_up(Over::Held(hold));
                         }
@@ -396,7 +397,7 @@ impl Upgrade {
         let (mut held, mut had_owned) = (None, false);
         let (exit, truth) = match fresh.known_owner(TAKE_BACK) {
             Ok(now) => {
-                held.clone_from(&now.hold);
+                held = now.hold.clone().filter(|hold| !hold.suspended);
                 let is_old = matches!(self.owner_since(&now, fresh.peer_pid()), None | Some(Whose::Old));
                 let name = who(now.pid, &now.app_version);
                 let name = if is_old { format!("the old one, {name},") } else { name };

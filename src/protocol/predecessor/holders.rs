@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use super::super::message::{Abort, Changed, Hello, Message, cut};
+use super::super::FAMILY_SLOTS;
+use super::super::message::{Abort, Changed, Held, Hello, Message, cut};
 use super::super::transfer::Transfer;
-use super::super::{FAMILY_SLOTS, Timer};
 use super::{Notice, Output, Peer, Predecessor, pump};
 use crate::error::{Refusal, Who};
+use crate::hold::Hold;
 
 /// The most holders at once.
 const MAX_HOLDERS: usize = 4;
@@ -22,6 +23,8 @@ struct Session {
     nonce: u64,
     who: Who,
     replaces: bool,
+    /// It goes on with a hold, should it own.
+    takes_hold: bool,
     /// It was told that the entries have changed.
     told: bool,
     total: u32,
@@ -75,8 +78,8 @@ impl Holders {
         let stuck = |session: &Session| session.nonce == hello.nonce && !session.is_whole();
         self.end_where(&Refusal::new("preempted", "the holder asks anew"), out, stuck);
         let who = Who { pid: hello.pid, app_version: cut(hello.app_version) };
-        let (nonce, replaces) = (hello.nonce, hello.replaces);
-        self.sessions.push(Session { peer, nonce, who, replaces, told: false, total, transfer: None });
+        let (nonce, replaces, takes_hold) = (hello.nonce, hello.replaces, hello.hold);
+        self.sessions.push(Session { peer, nonce, who, replaces, takes_hold, told: false, total, transfer: None });
     }
 
     /// What a holder says. `Err`: it has broken the protocol.
@@ -94,7 +97,7 @@ impl Holders {
                 let mut transfer = Transfer::of(session.total, window);
                 pump(peer, &mut transfer, out);
                 session.transfer = Some(transfer);
-                out.push(Output::Arm(Timer::Hold, handshake));
+                out.push(Output::ArmHolder(peer, handshake));
             }
             (Some(transfer), Message::Ack(ack)) if !transfer.is_done() => {
                 if !transfer.acknowledge(ack.descriptors) {
@@ -104,7 +107,7 @@ impl Holders {
                 if transfer.is_done() {
                     self.completed(peer, out);
                 } else {
-                    out.push(Output::Arm(Timer::Hold, handshake));
+                    out.push(Output::ArmHolder(peer, handshake));
                 }
             }
             (_, Message::Abort(_)) => {
@@ -118,7 +121,7 @@ impl Holders {
 
     /// A holder has everything. What it had before is nobody's any more, and neither is that of those that it replaces.
     fn completed(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        self.rest(out);
+        out.push(Output::DisarmHolder(peer));
         let Some(session) = self.sessions.iter().find(|session| session.peer == peer) else { return };
         let (nonce, replaces) = (session.nonce, session.replaces);
         self.end_where(&Refusal::new("preempted", "the holder has asked anew"), out, |session| {
@@ -142,13 +145,28 @@ impl Holders {
         }
     }
 
+    /// The hold of the service is another one, or over.
+    pub(super) fn hold_changed(&self, hold: Option<&Hold>, out: &mut Vec<Output>) {
+        for session in self.sessions.iter().filter(|session| session.takes_hold) {
+            out.push(Output::Send(session.peer, Held { hold: hold.cloned() }.into()));
+        }
+    }
+
     /// A connection is at its end.
     pub(super) fn gone(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let before = self.sessions.len();
-        self.sessions.retain(|session| session.peer != peer);
-        if self.sessions.len() < before {
-            self.rest(out);
-        }
+        self.sessions.retain(|session| {
+            let gone = session.peer == peer;
+            if gone && !session.is_whole() {
+                out.push(Output::DisarmHolder(peer));
+            }
+            !gone
+        });
+    }
+
+    /// One has not said the next thing in time.
+    pub(super) fn expired(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let why = Refusal::new("deadline", "the holder did not answer, or did not take everything, in time");
+        self.end_where(&why, out, |session| session.peer == peer && !session.is_whole());
     }
 
     /// Ends those that do not have everything yet.
@@ -162,25 +180,17 @@ impl Holders {
     }
 
     fn end_where(&mut self, why: &Refusal, out: &mut Vec<Output>, of: impl Fn(&Session) -> bool) {
-        let before = self.sessions.len();
         self.sessions.retain(|session| {
             let end = of(session);
             if end {
+                if !session.is_whole() {
+                    out.push(Output::DisarmHolder(session.peer));
+                }
                 out.push(Output::Send(session.peer, Abort(why.clone()).into()));
                 out.push(Output::Close(session.peer));
             }
             !end
         });
-        if self.sessions.len() < before {
-            self.rest(out);
-        }
-    }
-
-    /// Where all have everything there is nothing to wait for.
-    fn rest(&self, out: &mut Vec<Output>) {
-        if self.sessions.iter().all(Session::is_whole) {
-            out.push(Output::Disarm(Timer::Hold));
-        }
     }
 
     pub(super) fn has(&self, peer: Peer) -> bool {

@@ -4,8 +4,9 @@
 //! the successor's word, byte 0, or byte 1 given back by the other side; never the clock.
 
 use super::super::message::{Abort, Ack, Confirmed, Message, Owning};
+use super::super::patience::Patience;
 use super::super::{READER_GRACE, Timer};
-use super::{Found, Heir, Notice, Output, Patience, Peer, Predecessor, Reason, Stage};
+use super::{Found, Heir, Notice, Output, Peer, Predecessor, Reason, Stage};
 use crate::error::{Refusal, Who};
 
 /// The successor on probation.
@@ -79,7 +80,7 @@ impl Predecessor {
             // For another takeover: void.
             Message::TakeBack(_) => {}
             // It is kept for the case that this process owns again.
-            Message::Held(held) => self.set_hold(held.hold, out),
+            Message::Held(held) => self.hear_hold(held.hold, out),
             // The driver keeps it, until it comes to nothing.
             Message::State(_) if self.state.is_some() => {}
             Message::Abort(_) => {}

@@ -1,11 +1,15 @@
 //! Each machine alone, step by step, where a whole world would hide the point. Inputs in any order are for the fuzz
 //! targets.
 
-use crate::error::Who;
-use crate::protocol::message::{Ack, Confirmed, Hello, Offer, Owning, Ready, Room, Wants};
+use std::sync::Arc;
+
+use crate::error::{Refusal, Who};
+use crate::manifest::Entry;
+use crate::protocol::message::{Abort, Ack, Confirmed, Entries, Hello, Message, Offer, Owning, Ready, Room, Wants};
 use crate::protocol::predecessor::{self, Found, Predecessor};
 use crate::protocol::successor::{self, Lock, Successor};
-use crate::protocol::{Deadlines, FAMILY_SLOTS, MAX_COMMIT, MAX_RELEASE, READER_GRACE, Timer};
+use crate::protocol::{DELIVERY, Deadlines, FAMILY_SLOTS, MAX_COMMIT, MAX_RELEASE, READER_GRACE, Timer};
+use crate::status::Phase;
 
 const NONCE: u64 = 7;
 
@@ -155,4 +159,121 @@ fn an_overtaken_successor_is_as_patient_as_its_owner_has_announced() {
         };
         assert!(bare && looked == looks, "{commit_ms} ms: {looked} looks");
     }
+}
+
+/// A successor that has said hello, and was offered so many entries; and what it then wants.
+fn offered(entries: u32) -> (Successor, Vec<successor::Output>) {
+    let hello = Successor::hello(NONCE, Who::default(), Wants::Takeover, None);
+    let deadlines = Deadlines::default();
+    let mut out = Vec::new();
+    let mut machine = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+    out.clear();
+    let offer = Offer { version: 1, generation: 1, entries, descriptors: FAMILY_SLOTS + entries, ..Offer::default() };
+    machine.handle(successor::Input::Message(offer.into()), &mut out);
+    (machine, out)
+}
+
+/// An entry with so much text, its kind and its name included.
+fn entry(number: u32, text: usize) -> Arc<Entry> {
+    let raw = format!(r#"{{"name": "{number:04}", "kind": "raw", "address": "{}"}}"#, "x".repeat(text - 7));
+    Arc::new(serde_json::from_str(&raw).unwrap())
+}
+
+/// Each word comes in time, and it never ends.
+#[test]
+fn an_owner_that_says_a_little_at_a_time_is_listened_to_for_a_minute() {
+    use successor::{Failure, Input, Notice, Output};
+    let (mut machine, mut out) = offered(1000);
+    let whole = DELIVERY + READER_GRACE;
+    assert!(out.contains(&Output::Arm(Timer::Delivery, whole)), "{out:?}");
+    out.clear();
+    machine.handle(Input::Message(Entries { entries: vec![entry(1, 10)] }.into()), &mut out);
+    assert!(out.contains(&Output::Arm(Timer::Handshake, Deadlines::default().handshake)), "{out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::Arm(Timer::Delivery, _))), "begun anew: {out:?}");
+    let mut listing = machine.clone();
+    listing.handle(Input::Expired(Timer::Delivery), &mut out);
+    assert_eq!(out.last(), Some(&Output::Tells(Notice::Failed(Failure::Deadline("the manifest", whole)))));
+
+    let rest = (2..=1000).map(|number| entry(number, 10)).collect();
+    for input in [Input::Message(Entries { entries: rest }.into()), Input::Reserved(Ok(())), Input::Arrived(4)] {
+        machine.handle(input, &mut out);
+    }
+    let mut receiving = machine.clone();
+    receiving.handle(Input::Expired(Timer::Delivery), &mut out);
+    assert_eq!(out.last(), Some(&Output::Tells(Notice::Failed(Failure::Deadline("the descriptors", whole)))));
+
+    out.clear();
+    machine.handle(Input::Arrived(1000), &mut out);
+    assert!(out.contains(&Output::Disarm(Timer::Delivery)), "{out:?}");
+}
+
+/// There is no room for them, so nothing of them is kept.
+#[test]
+fn a_long_manifest_is_not_received_for_nothing() {
+    use successor::{Failure, Input, Notice, Output};
+    let (mut machine, out) = offered(1_000_000);
+    assert!(out.contains(&Output::Reserve(1_000_000 + FAMILY_SLOTS)), "{out:?}");
+    let mut crowded = machine.clone();
+    let mut out = Vec::new();
+    let why = Refusal::new("no-room", "1000036 descriptors are needed, and there is room for 1000");
+    crowded.handle(Input::Reserved(Err(why.clone())), &mut out);
+    assert_eq!(out.first(), Some(&Output::Send(Abort(why.clone()).into())));
+    assert_eq!(out.last(), Some(&Output::Tells(Notice::Failed(Failure::Withdrew(why)))));
+
+    // Room is told of once the manifest is whole, and not before.
+    out.clear();
+    machine.handle(Input::Reserved(Ok(())), &mut out);
+    assert_eq!(out, []);
+    assert!(!offered(1000).1.iter().any(|output| matches!(output, Output::Reserve(_))));
+}
+
+/// Names and addresses are short. An owner that says otherwise would have its successor keep 64 KiB for each entry.
+#[test]
+fn a_manifest_has_a_kibibyte_for_each_entry_and_some_more() {
+    use successor::{Failure, Input, Notice, Output};
+    let (mut machine, mut out) = offered(100);
+    // One that has more than others, then as much as entries may have.
+    let long = vec![entry(0, 60_000)];
+    let usual = (1..90).map(|number| entry(number, 1024)).collect();
+    for entries in [long, usual] {
+        machine.handle(Input::Message(Entries { entries }.into()), &mut out);
+    }
+    assert!(!out.iter().any(|output| matches!(output, Output::Tells(_))), "{out:?}");
+    let beyond = vec![entry(99, 100 * 1024 + 64 * 1024 - 60_000 - 89 * 1024 + 1)];
+    out.clear();
+    machine.handle(Input::Message(Entries { entries: beyond }.into()), &mut out);
+    let why = Refusal::new("protocol", "more text than entries have");
+    assert_eq!(out.last(), Some(&Output::Tells(Notice::Failed(Failure::Withdrew(why)))));
+}
+
+/// Each word comes in time, and all of them together never do.
+#[test]
+fn a_successor_that_says_a_little_at_a_time_is_waited_for_for_a_minute() {
+    use predecessor::{Input, Output};
+    const PEER: u64 = 1;
+    const ENTRIES: u32 = 10_000;
+    let mut machine = Predecessor::new(1, ENTRIES, false, Deadlines::default(), Who::default(), 128);
+    let mut out = Vec::new();
+    let hello = Hello { min_version: 1, max_version: 1, nonce: NONCE, ..Hello::default() };
+    machine.handle(Input::Ready, &mut out);
+    machine.handle(Input::Message(PEER, hello.into()), &mut out);
+    assert!(out.contains(&Output::Arm(Timer::Delivery, DELIVERY)), "{out:?}");
+    out.clear();
+    machine.handle(Input::Message(PEER, Room { descriptors: FAMILY_SLOTS + ENTRIES }.into()), &mut out);
+    for descriptors in 1..=20 {
+        machine.handle(Input::Message(PEER, Ack { descriptors }.into()), &mut out);
+    }
+    assert!(out.contains(&Output::Arm(Timer::Handshake, Deadlines::default().handshake)), "{out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::Arm(Timer::Delivery, _))), "begun anew: {out:?}");
+    out.clear();
+    machine.handle(Input::Expired(Timer::Delivery), &mut out);
+    let told =
+        |output: &Output| matches!(output, Output::Send(PEER, Message::Abort(Abort(why))) if why.code == "deadline");
+    assert!(out.iter().any(told), "{out:?}");
+    assert_eq!(machine.phase(), Phase::Serving);
+    // The next one is made an offer.
+    out.clear();
+    let hello = Hello { min_version: 1, max_version: 1, nonce: NONCE + 1, ..Hello::default() };
+    machine.handle(Input::Message(PEER + 1, hello.into()), &mut out);
+    assert!(out.contains(&Output::SendManifest(PEER + 1)), "{out:?}");
 }

@@ -136,7 +136,9 @@ fn samples() -> BTreeMap<&'static str, Message> {
         left_ms: Some(600_000),
         since: 1_764_000_000_000,
         by: SetBy { pid: 4300, uid: 1000 },
+        suspended: false,
     };
+    let suspended = Hold { suspended: true, ..hold.clone() };
     let asked = Hold { since: 0, by: SetBy::default(), ..hold.clone() };
     let status = Status {
         generation: 7,
@@ -201,6 +203,7 @@ fn samples() -> BTreeMap<&'static str, Message> {
         ("hello-hold", Hello { hold: true, ..hello.clone() }.into()),
         ("offer-hold", Offer { hold: true, ..offer.clone() }.into()),
         ("status-hold", Status { generation: 8, hold: Some(hold.clone()), ..Status::default() }.into()),
+        ("status-suspended", Status { generation: 8, hold: Some(suspended), ..Status::default() }.into()),
         ("hello-probation", Hello { probation_ms: probation, ..hello.clone() }.into()),
         ("offer-probation", Offer { probation_ms: probation, ..offer.clone() }.into()),
         ("owning-probation", Owning { generation: 8, probation_ms: probation }.into()),
@@ -466,7 +469,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
     let (refused, entries, status, listeners) =
         (sample("refused"), sample("entries"), sample("status"), sample("listeners"));
     let (on_probation, draining) = (sample("status-probation"), sample("status-drainers"));
-    let (history, held) = (sample("history"), sample("held"));
+    let (history, held, suspended) = (sample("history"), sample("held"), sample("status-suspended"));
     let record = field(&history, "takeovers");
     let takeover = field(&status, "takeover");
     let offer = sample("offer");
@@ -479,7 +482,7 @@ fn each_table_names_the_fields_that_are_written_in_their_order() {
         ("takeover", takeover),
         ("drain", field(&draining, "drainers")),
         ("probation", field(&on_probation, "probation")),
-        ("hold", field(&held, "hold")),
+        ("hold", field(&suspended, "hold")),
         ("set-by", field(field(&held, "hold"), "by")),
         ("listener", field(&listeners, "listeners")),
         ("record", record),

@@ -984,7 +984,7 @@ impl World {
         let again = match failure {
             Failure::Refused(why) if starting => Some(starter::Input::Refused(why.clone())),
             Failure::NotServed | Failure::Superseded if starting => Some(starter::Input::NotServed),
-            Failure::Deadline(_) if starting && process.listed == 0 => Some(starter::Input::Silent),
+            Failure::Deadline(..) if starting && process.listed == 0 => Some(starter::Input::Silent),
             _ => None,
         };
         process.timers.retain(|key, _| !matches!(key, Key::Successor(_)));
@@ -1080,6 +1080,8 @@ impl World {
                 self.note(pid, note);
             }
             Output::Arm(timer, after) => self.arm(pid, Key::Predecessor(timer), after),
+            // Of holders alone, of which this world has none.
+            Output::ArmHolder(..) | Output::ArmHolding(..) | Output::DisarmHolder(_) => {}
             Output::Disarm(timer) => {
                 process.timers.remove(&Key::Predecessor(timer));
             }
