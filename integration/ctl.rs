@@ -2,7 +2,7 @@
 //!
 //! The first generation of each service lives in a thread of the test; the later ones are keepers, `ctl` itself.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ mod check;
 mod hold;
 mod rescue;
 pub(crate) mod stage;
+mod stop;
 
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {
@@ -765,36 +766,6 @@ fn those_who_drain_are_shown_and_steered() {
     let finished = service.json(&["drain", "finish"]);
     assert_eq!(finished["finished"], true);
     service.left();
-}
-
-#[test]
-fn stop_ends_the_service() {
-    let service = Service::start();
-    let run = service.run(&["--json", "stop"]);
-    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
-    assert_eq!(
-        run.json(),
-        json!({"stopped": true, "owner": {"generation": 1, "pid": std::process::id(), "app_version": "one"}})
-    );
-    assert_eq!(service.run(&["stop"]).code, 3);
-
-    let text = Service::start().run(&["stop"]);
-    assert_eq!(text.code, 0);
-    assert!(text.stdout.contains("has left") && text.stderr.contains("leaves"), "{} {}", text.stdout, text.stderr);
-}
-
-#[test]
-fn stop_does_not_wait_for_ever() {
-    let service = Service::start();
-    let mut client = service.hold();
-    service.place.status_where(|status| status.in_flight == 1);
-    let run = service.run(&["--json", "--timeout", "200ms", "stop"]);
-    assert_eq!((run.code, &run.json()["error"]["code"]), (4, &json!("deadline")));
-    assert_eq!(service.json(&["status"])["phase"], "stopping");
-    let mut again = service.spawn(&["stop"]);
-    assert!(again.talk().contains("leaves, 1 in flight"));
-    client.write_all(b"\n").unwrap();
-    assert_eq!(again.code(), 0, "{}", again.stderr());
 }
 
 #[test]

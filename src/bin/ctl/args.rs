@@ -93,13 +93,17 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
 
     /// Ask the owner to leave without a successor, and wait until it has
     ///
-    /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more. Without a
-    /// successor the listeners end with it, unless ctl keep holds them: then connections wait for the next start, and a second
-    /// stop, to the keeper, ends all. A takeover that the owner can no longer call off is finished first: then
-    /// somebody else serves, and the exit code is 1.
+    /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more: an older process that
+    /// still drains, and that the owner knows of, would serve again for want of an owner, and is asked to leave as well. Without a successor the
+    /// listeners end with it, unless ctl keep holds them: then connections wait for the next start, and a second
+    /// stop, to the keeper, ends all. A takeover that the owner can no longer call off is finished first, and an owner on
+    /// probation gives the service back: then somebody else serves, and the exit code is 1.
     #[command(after_long_help = "\
-Exit codes: 0 the service has ended; 1 refused, or a successor serves; 3 nobody listened; 4 it was still leaving when \
-the time was over (--timeout, 1m unless told otherwise).")]
+With --json: stopped, owner {generation, pid, app_version}, came_back [the same of each that drained before it] and keeper, \
+where there are any.
+
+Exit codes: 0 the service has ended; 1 refused, or somebody else serves; 3 nobody listened; 4 it was still leaving when \
+the time was over (--timeout, 1m unless told otherwise, for each that is asked).")]
     Stop,
 
     /// Print completions for a shell
