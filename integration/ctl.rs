@@ -525,6 +525,48 @@ fn an_upgrade_that_fails_leaves_the_old_version_serving() {
     assert_eq!((service.status().generation, service.visit()), (1, "one".to_owned()));
 }
 
+/// As systemd runs it in a reload. Any file is as good as a stream to the journal: what counts is that it is the same one.
+#[test]
+fn where_ctl_writes_to_the_journal_a_new_version_does_too() {
+    use std::os::unix::fs::MetadataExt;
+    let service = Service::start();
+    let path = service.place.path("journal");
+    let file = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+    let place = file.metadata().unwrap();
+    let upgrade = |stream: &str, arguments: &[&str]| {
+        let mut command = Command::new(CTL);
+        command.args(arguments).env("HEIRLOOM_SOCKET", &service.place.socket).env("JOURNAL_STREAM", stream);
+        let output = command.stderr(file.try_clone().unwrap()).output().unwrap();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default())
+    };
+    let journal = || std::fs::read_to_string(&path).unwrap();
+    let beside = PathBuf::from(format!("{}.log", service.place.socket.display()));
+    let same = format!("{}:{}", place.dev(), place.ino());
+
+    let (code, done) = upgrade(&same, &["--json", "upgrade", "--", CTL, "handoff", "--commit"]);
+    assert_eq!((code, &done["upgraded"], &done["log"]), (Some(0), &json!(true), &Value::Null), "{done}");
+    eventually(|| journal().contains("generation 2").then_some(()));
+    assert!(!beside.exists());
+    // One that fails has said why there.
+    let (code, _) = upgrade(&same, &["upgrade", "--", "sh", "-c", "echo $$ is broken; exit 7"]);
+    assert_eq!(code, Some(1));
+    let text = journal();
+    let pid = text.lines().find_map(|line| line.strip_suffix(" is broken")).unwrap();
+    assert!(text.contains(&format!("journalctl _PID={pid},")), "{text}");
+    assert!(!beside.exists());
+
+    // Somebody inherited the variable, and has redirected the stream; or wants a file.
+    for stream in ["1:2", "", "no:numbers"] {
+        let (code, failed) = upgrade(stream, &["--json", "upgrade", "--", "sh", "-c", "echo aside; exit 7"]);
+        assert_eq!((code, &failed["log_tail"]), (Some(1), &json!(["aside"])), "{stream:?}");
+    }
+    let log = service.place.path("log");
+    let asked = ["--json", "upgrade", "--log", log.to_str().unwrap(), "--", "sh", "-c", "echo to a file; exit 7"];
+    assert_eq!(upgrade(&same, &asked).1["log_tail"], json!(["to a file"]));
+    assert!(!journal().contains("aside") && !journal().contains("to a file"));
+    assert_eq!(service.run(&["stop"]).code, 0);
+}
+
 #[test]
 fn an_upgrade_ends_what_it_started_and_all_that_this_started() {
     let service = Service::start();

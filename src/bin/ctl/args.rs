@@ -385,9 +385,9 @@ pub(crate) struct RollbackArgs {
 
 /// Start a new version beside the old one, and wait until it owns the service
 ///
-/// CMD runs in a session of its own, without a terminal or any inherited file, with its output in the log and HEIRLOOM_SOCKET
-/// in its environment; it outlives ctl. It must stay in the foreground and take the service over by itself. Where it does not (it exits, somebody
-/// else takes over, the time is over, Ctrl-C), ctl ends what it started, shows the end of the log, and says what is true
+/// CMD runs in a session of its own, without a terminal or any inherited file, with HEIRLOOM_SOCKET in its environment and
+/// its output in the log, or in the journal where that of ctl goes there; it outlives ctl. It must stay in the foreground and take the service over by itself. Where it does not (it exits, somebody
+/// else takes over, the time is over, Ctrl-C), ctl ends what it started, shows the end of its log, and says what is true
 /// of the service now: the old version goes on as if nothing had been.
 ///
 /// With --probation the old version stands by for so long, whatever CMD asks for: it keeps everything, and serves again
@@ -405,7 +405,7 @@ Examples:
   ctl upgrade --probation 30s --check 'curl -fsS http://127.0.0.1:8080/health' -- ./shop
 
 With --json: upgraded, from {generation, pid, app_version}, to {generation, pid, app_version}, steps [{step, at_ms}] in \
-milliseconds since CMD was started, log, probation {pid, app_version, for, left, overdue} or null, checks: how often the \
+milliseconds since CMD was started, log (null where the output goes to the journal), probation {pid, app_version, for, left, overdue} or null, checks: how often the \
 check went well.
 
 Exit codes: 0 the new version serves; 1 it does not, and the old one still serves, or serves again; 3 nobody listens: start the first \
@@ -419,7 +419,8 @@ pub(crate) struct UpgradeArgs {
     #[arg(long, value_name = "CMD", requires = "probation")]
     pub(crate) check: Option<OsString>,
 
-    /// File to which the output of CMD is appended [default: the path of the control socket with .log after it]
+    /// File to which the output of CMD is appended [default: the journal, where systemd runs ctl and its own output goes
+    /// there; otherwise the path of the control socket with .log after it]
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
 

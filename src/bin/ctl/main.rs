@@ -19,6 +19,7 @@ mod keep;
 mod keeper;
 mod listening;
 mod man;
+mod output;
 mod printer;
 mod probation;
 mod program;

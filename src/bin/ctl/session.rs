@@ -1,10 +1,7 @@
 //! A program that was started in a session of its own, beside `ctl` and to outlive it.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,13 +12,9 @@ use nix::unistd::{Pid, getsid};
 
 use crate::failure::Failure;
 use crate::follow;
+use crate::output::Output;
 use crate::reentry;
 use crate::signals::Signals;
-
-/// How much of the end of a log is looked at, in bytes.
-const TAIL_BYTES: u64 = 64 * 1024;
-/// How much of it is shown, in lines.
-const TAIL_LINES: usize = 20;
 
 /// The session: its leader is the program itself, under the pid that it was started with.
 #[derive(Debug)]
@@ -50,8 +43,8 @@ impl std::fmt::Display for Ended {
 }
 
 impl Session {
-    /// Starts the program, with the null device as its input and the log as its output.
-    pub(crate) fn start(command: &[OsString], socket: &Path, log: &Log) -> Result<Session, Failure> {
+    /// Starts the program, with the null device as its input.
+    pub(crate) fn start(command: &[OsString], socket: &Path, output: &Output) -> Result<Session, Failure> {
         // Whatever the program starts and leaves behind becomes a child of this process: so its end is an event, and
         // the number of the group is nobody else's as long as something of it lives.
         nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Failure::io("become a subreaper", errno))?;
@@ -59,8 +52,8 @@ impl Session {
         let child = reentry::command(reentry::IN_SESSION, command)
             .env("HEIRLOOM_SOCKET", socket)
             .stdin(Stdio::null())
-            .stdout(log.file.try_clone().map_err(failed)?)
-            .stderr(log.file.try_clone().map_err(failed)?)
+            .stdout(output.stdio().map_err(failed)?)
+            .stderr(output.stdio().map_err(failed)?)
             .spawn()
             .map_err(failed)?;
         Ok(Session { leader: Pid::from_raw(child.id() as i32), ended: None, empty: false })
@@ -128,47 +121,5 @@ impl Session {
             let _ = nix::sys::signal::kill(self.leader, signal);
         }
         let _ = killpg(self.leader, signal);
-    }
-}
-
-/// The file that gets the output of a program.
-#[derive(Debug)]
-pub(crate) struct Log {
-    path: PathBuf,
-    file: File,
-    /// Where this run begins.
-    start: u64,
-}
-
-impl Log {
-    /// Opens it to append, made for this user alone where it is new: nobody knows what a program tells.
-    pub(crate) fn open(path: &Path) -> Result<Log, Failure> {
-        let opened = || -> io::Result<Log> {
-            let path = std::path::absolute(path)?;
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-            let start = file.metadata()?.len();
-            Ok(Log { path, file, start })
-        };
-        opened().map_err(|error| Failure::io(format!("open the log {}", path.display()), error))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The last lines since this run began.
-    pub(crate) fn tail(&self) -> Vec<String> {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(&self.path)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(self.start.max(length.saturating_sub(TAIL_BYTES))))?;
-            let mut bytes = Vec::new();
-            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        // A log that cannot be read, such as a pipe, is not shown.
-        let text = read().unwrap_or_default();
-        let lines: Vec<String> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
-        lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
 }

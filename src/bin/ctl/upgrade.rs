@@ -17,10 +17,11 @@ use crate::failure::{FAILED, Failure, NOBODY, UNKNOWN};
 use crate::follow::{self, Follow, News, PATIENCE, is_ready, owns};
 use crate::hold;
 use crate::json;
+use crate::output::Output;
 use crate::printer::Printer;
 use crate::probation;
 use crate::program;
-use crate::session::{Ended, Log, Session};
+use crate::session::{Ended, Session};
 use crate::signals::Signals;
 use crate::status::{held, who};
 use crate::steps::Steps;
@@ -64,16 +65,16 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
     if from_peer == Some(1) {
         return Err(first_process());
     }
-    let log = Log::open(&args.log.clone().unwrap_or_else(|| beside(&socket)))?;
+    let output = Output::choose(args.log.as_deref(), &beside(&socket))?;
     // Before there is a second thread, that of the spinner.
     let signals = Signals::take()?;
     let steps = Steps::begin(printer);
     // Kept to the end: the owner stands by as long as this client is there when it hands over.
     let wish = args.probation.map(|time| stand_by(&socket, time, &from)).transpose()?;
-    let session = Session::start(&args.command, &socket, &log)?;
+    let session = Session::start(&args.command, &socket, &output)?;
     let (check, doubted) = (args.check.clone(), None);
     let upgrade =
-        Upgrade { socket, from, log, signals, follow, steps, session, from_peer, doubted, wish, check, printer };
+        Upgrade { socket, from, output, signals, follow, steps, session, from_peer, doubted, wish, check, printer };
     upgrade.run(within)
 }
 
@@ -107,7 +108,7 @@ fn first_process() -> Failure {
 struct Upgrade {
     socket: PathBuf,
     from: Status,
-    log: Log,
+    output: Output,
     signals: Signals,
     follow: Follow,
     steps: Steps,
@@ -351,7 +352,7 @@ impl Upgrade {
                 "from": json::owner(&self.from),
                 "to": json::owner(to),
                 "steps": self.steps.json(),
-                "log": self.log.path().to_string_lossy(),
+                "log": self.output.path().map(Path::to_string_lossy),
                 "probation": to.probation.as_ref().map(json::probation),
                 "checks": checks,
             })
@@ -387,9 +388,9 @@ impl Upgrade {
 
     /// What was started is gone. Who serves?
     fn failed(&self, over: &Over) -> Failure {
-        let tail = self.log.tail();
-        if !tail.is_empty() {
-            self.printer.line(&format!("--- the end of {}", self.log.path().display()));
+        let tail = self.output.tail();
+        if let Some(path) = self.output.path().filter(|_| !tail.is_empty()) {
+            self.printer.line(&format!("--- the end of {}", path.display()));
             tail.iter().for_each(|line| self.printer.line(&clean(line)));
             self.printer.line("---");
         }
@@ -421,10 +422,10 @@ impl Upgrade {
             }
             _ => over,
         };
-        let hint = if tail.is_empty() {
+        let hint = if tail.is_empty() && self.output.path().is_some() {
             "it wrote nothing to its log".to_owned()
         } else {
-            format!("its whole log is {}", self.log.path().display())
+            self.output.found(self.session.pid())
         };
         Failure::new(exit, over.code(), format!("{over}; {truth}")).hint(hint).key("log_tail", tail)
     }
@@ -433,7 +434,7 @@ impl Upgrade {
     fn unknown(&self, over: &Over, what: &str) -> Failure {
         let message = format!("{over}: {what}; it was left as it is, pid {}", self.session.pid());
         Failure::new(UNKNOWN, over.code(), message)
-            .hint("ctl status tells more; its log is ".to_owned() + &self.log.path().to_string_lossy())
+            .hint(format!("ctl status tells more; {}", self.output.found(self.session.pid())))
     }
 }
 
