@@ -164,10 +164,10 @@ impl Client {
     /// Has the owner refuse takeovers, with this reason, until [`lift`](Client::lift) or until so much time has passed;
     /// in the place of an earlier hold, if there is one.
     ///
-    /// A takeover that is under way is called off (its successor is told `held`, and why), unless its successor has said
-    /// that it is ready: then it is finished, and the new owner goes on with the hold. Rehearsals are not refused, and
-    /// neither is the way back from a probation. The hold is kept in memory and goes from owner to owner, by way of a holder as well; it ends with the
-    /// last process of the service.
+    /// A takeover that is under way is called off (its successor is told `held`, and why), unless its successor has
+    /// said that it is ready: then it is finished, and the new owner goes on with the hold. Rehearsals are not refused,
+    /// and neither is the way back from a probation. The hold is kept in memory and goes from owner to owner, by way of
+    /// a holder as well; it ends with the last process of the service.
     ///
     /// Of the reason 1,024 bytes are kept, without control characters; of the time whole milliseconds.
     ///

@@ -374,8 +374,8 @@ impl Handoff {
 
 /// Cancels a start, or stops a service, from any thread.
 ///
-/// Before this process owns, [`stop`](Stopper::stop) makes whatever waits return [`Error::Cancelled`](crate::Error::Cancelled); afterwards it
-/// asks the process to leave without a successor.
+/// Before this process owns, [`stop`](Stopper::stop) makes whatever waits return
+/// [`Error::Cancelled`](crate::Error::Cancelled); afterwards it asks the process to leave without a successor.
 #[derive(Clone, Debug)]
 pub struct Stopper {
     wake: Arc<Wake>,

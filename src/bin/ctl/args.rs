@@ -37,7 +37,8 @@ pub(crate) struct Global {
 
     /// How long to wait at most, such as 500ms, 5s or 2m
     ///
-    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s, `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
+    /// Unless told otherwise: `status`, `history`, `drain`, `confirm`, `hold` and `rescue` 5s, `rollback` 30s,
+    /// `handoff`, `keep`, `wait` and `stop` 1m, `check` 2m, `upgrade` 10m; `status --watch` has no limit.
     #[arg(long, value_name = "DURATION", global = true, value_parser = time::parse)]
     timeout: Option<Duration>,
 
@@ -93,11 +94,12 @@ Exit codes: 0 done; 1 refused, as where no probation is under way; 3 nobody list
 
     /// Ask the owner to leave without a successor, and wait until it has
     ///
-    /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more: an older process that
-    /// still drains, and that the owner knows of, would serve again for want of an owner, and is asked to leave as well. Without a successor the
-    /// listeners end with it, unless ctl keep holds them: then connections wait for the next start, and a second
-    /// stop, to the keeper, ends all. A takeover that the owner can no longer call off is finished first, and an owner on
-    /// probation gives the service back: then somebody else serves, and the exit code is 1.
+    /// The owner finishes what it has in flight, up to its drain deadline, and nobody serves any more: an older process
+    /// that still drains, and that the owner knows of, would serve again for want of an owner, and is asked to leave as
+    /// well. Without a successor the listeners end with it, unless ctl keep holds them: then connections wait for the
+    /// next start, and a second stop, to the keeper, ends all. A takeover that the owner can no longer call off is
+    /// finished first, and an owner on probation gives the service back: then somebody else serves, and the exit code
+    /// is 1.
     #[command(after_long_help = "\
 With --json: stopped, owner {generation, pid, app_version}, came_back [the same of each that drained before it] and keeper, \
 where there are any.
@@ -128,10 +130,11 @@ the time was over (--timeout, 1m unless told otherwise, for each that is asked).
 /// no connection of a client is accepted, and nothing is said that makes an owner leave.
 ///
 /// What the service notices: while a case goes on that asks for a takeover (milliseconds; twice 5s), a real one would
-/// be refused as busy; the owner's log has a line or more for each case, and its history some of them. An application that has exclusive work is told to release it eight times, and to resume milliseconds after
-/// it has; that work rests in between, as in any takeover that fails. When 64 connections are held at once, the owner
-/// drops whoever has been silent for longest: a `status --watch` elsewhere has to connect anew, and for that moment the
-/// owner has up to 128 descriptors more. Clients of the service notice nothing.
+/// be refused as busy; the owner's log has a line or more for each case, and its history some of them. An application
+/// that has exclusive work is told to release it eight times, and to resume milliseconds after it has; that work rests
+/// in between, as in any takeover that fails. When 64 connections are held at once, the owner drops whoever has been
+/// silent for longest: a `status --watch` elsewhere has to connect anew, and for that moment the owner has up to 128
+/// descriptors more. Clients of the service notice nothing.
 ///
 /// With --gentle every case is left out that the application or another control client could notice: those after the
 /// successor was ready, and the 64 connections at once.
@@ -385,10 +388,11 @@ pub(crate) struct RollbackArgs {
 
 /// Start a new version beside the old one, and wait until it owns the service
 ///
-/// CMD runs in a session of its own, without a terminal or any inherited file, with HEIRLOOM_SOCKET in its environment and
-/// its output in the log, or in the journal where that of ctl goes there; it outlives ctl. It must stay in the foreground and take the service over by itself. Where it does not (it exits, somebody
-/// else takes over, the time is over, Ctrl-C), ctl ends what it started, shows the end of its log, and says what is true
-/// of the service now: the old version goes on as if nothing had been.
+/// CMD runs in a session of its own, without a terminal or any inherited file, with HEIRLOOM_SOCKET in its environment
+/// and its output in the log, or in the journal where that of ctl goes there; it outlives ctl. It must stay in the
+/// foreground and take the service over by itself. Where it does not (it exits, somebody else takes over, the time is
+/// over, Ctrl-C), ctl ends what it started, shows the end of its log, and says what is true of the service now: the old
+/// version goes on as if nothing had been.
 ///
 /// With --probation the old version stands by for so long, whatever CMD asks for: it keeps everything, and serves again
 /// at once should the new one die. ctl does not wait for its end: `ctl confirm` and `ctl rollback` end it before its
