@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::{actor, broken, cost};
 
 /// No step of a test takes as long, on any machine; it only ends those that would never end.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The variable that makes a puppet of the test binary.
 pub(crate) const ROLE: &str = "HEIRLOOM_PUPPET";

@@ -24,8 +24,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use sendfd::SendWithFd;
 use socket2::SockRef;
 
-/// No step takes as long; it only ends a test that would never end.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::puppet::PATIENCE;
 
 const REFUSED: u8 = 2;
 const OFFER: u8 = 3;

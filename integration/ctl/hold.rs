@@ -9,7 +9,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::stage::{PATIENCE, Place, Service, eventually};
+use super::stage::{Place, Service, eventually};
+use crate::puppet::PATIENCE;
 
 #[test]
 fn a_hold_refuses_takeovers_with_the_reason_until_it_is_lifted() {

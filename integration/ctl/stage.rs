@@ -19,13 +19,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::puppet::skip;
+use crate::puppet::{PATIENCE, skip};
 
 /// The program.
 pub(crate) const CTL: &str = env!("CARGO_BIN_EXE_ctl");
-
-/// No step takes as long, on any machine; it only ends tests that would never end.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder of its own, with the path of a control socket in it.
 pub(crate) struct Place {

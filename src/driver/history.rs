@@ -147,7 +147,7 @@ impl Driver {
                 self.journal.step("releasing");
             }
             Input::Gone(_) => self.journal.blame(LINK_LOST, "the successor has died, or closed the connection"),
-            Input::Died(_) => self.journal.blame("died", "the successor died"),
+            Input::Died(_) => self.journal.blame("died", "the process of the successor has ended"),
             _ => {}
         }
     }
