@@ -582,6 +582,16 @@ fn an_upgrade_ends_what_it_started_and_all_that_this_started() {
     let run = service.run(&["--json", "upgrade", "--", "sh", "-c", "sleep 1000 & echo $!"]);
     assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("ended")));
     assert!(!is_alive(run.json()["log_tail"][0].as_str().unwrap().parse().unwrap()));
+    // Nor does it matter that a signal in real time, which has no name, ends the leader or an orphan of it.
+    for script in [
+        "sleep 1000 & echo $!; kill -34 $$",
+        "sleep 1000 & echo $!; sh -c '(exec sh -c \"kill -34 \\$\\$\") &'; sleep 0.2; exit 34",
+    ] {
+        let run = service.run(&["--json", "upgrade", "--", "sh", "-c", script]);
+        assert_eq!((run.code, &run.json()["error"]["code"]), (1, &json!("ended")), "{}", run.json());
+        assert!(run.json()["error"]["message"].as_str().unwrap().contains(" 34 before it served"), "{}", run.json());
+        assert!(!is_alive(run.json()["log_tail"][0].as_str().unwrap().parse().unwrap()));
+    }
     assert_eq!((service.status().generation, service.visit()), (1, "one".to_owned()));
 }
 

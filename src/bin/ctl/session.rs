@@ -1,8 +1,9 @@
 //! A program that was started in a session of its own, beside `ctl` and to outlive it.
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use crate::signals::Signals;
 /// The session: its leader is the program itself, under the pid that it was started with.
 #[derive(Debug)]
 pub(crate) struct Session {
-    leader: Pid,
+    leader: Child,
     /// How the leader ended.
     ended: Option<Ended>,
     /// Nothing of it is left.
@@ -30,14 +31,27 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     Code(i32),
-    By(Signal),
+    /// By a signal, perhaps one in real time, which has a number and no name.
+    By(i32),
+}
+
+impl From<ExitStatus> for Ended {
+    fn from(status: ExitStatus) -> Ended {
+        match (status.code(), status.signal()) {
+            (None, Some(signal)) => Ended::By(signal),
+            (code, _) => Ended::Code(code.unwrap_or_default()),
+        }
+    }
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Ended::Code(code) => write!(f, "ended with code {code}"),
-            Ended::By(signal) => write!(f, "was ended by {signal}"),
+            Ended::By(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "was ended by {signal}"),
+                Err(_) => write!(f, "was ended by signal {number}"),
+            },
         }
     }
 }
@@ -49,46 +63,50 @@ impl Session {
         // the number of the group is nobody else's as long as something of it lives.
         nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Failure::io("become a subreaper", errno))?;
         let failed = |error| Failure::io("start the program", error);
-        let child = reentry::command(reentry::IN_SESSION, command)
+        let leader = reentry::command(reentry::IN_SESSION, command)
             .env("HEIRLOOM_SOCKET", socket)
             .stdin(Stdio::null())
             .stdout(output.stdio().map_err(failed)?)
             .stderr(output.stdio().map_err(failed)?)
             .spawn()
             .map_err(failed)?;
-        Ok(Session { leader: Pid::from_raw(child.id() as i32), ended: None, empty: false })
+        Ok(Session { leader, ended: None, empty: false })
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.leader.as_raw()
+        self.leader.id() as i32
+    }
+
+    /// The leader leads a session and a group, which have its number.
+    fn id(&self) -> Pid {
+        Pid::from_raw(self.pid())
     }
 
     /// Whether this process is the program, or was started by it and stayed in its session.
     pub(crate) fn has(&self, pid: i32) -> bool {
         // 0 would ask for this process's own session.
-        pid > 0 && (pid == self.leader.as_raw() || getsid(Some(Pid::from_raw(pid))) == Ok(self.leader))
+        pid > 0 && (pid == self.pid() || getsid(Some(Pid::from_raw(pid))) == Ok(self.id()))
     }
 
     /// How the program ended, if it has. To be called after each `SIGCHLD`, which may stand for several.
     pub(crate) fn reap(&mut self) -> Option<Ended> {
-        loop {
-            // Before setsid(2) the program is in the group of this process, so it is asked for by its number.
-            let leader = self.ended.is_none();
-            let whom = if leader { self.leader } else { Pid::from_raw(-self.leader.as_raw()) };
-            let ended = match waitpid(whom, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => Ended::Code(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => Ended::By(signal),
-                Err(Errno::EINTR) => continue,
-                Ok(_) => return self.ended,
-                Err(_) => {
-                    self.empty = true;
-                    return self.ended;
-                }
-            };
-            if leader {
-                self.ended = Some(ended);
+        // Before setsid(2) the program is in the group of this process, so it is asked for by its number.
+        if self.ended.is_none() {
+            match self.leader.try_wait() {
+                Ok(Some(status)) => self.ended = Some(status.into()),
+                Ok(None) => return None,
+                Err(_) => self.empty = true,
             }
         }
+        while !self.empty {
+            match waitpid(Pid::from_raw(-self.pid()), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => break,
+                Err(Errno::ECHILD) => self.empty = true,
+                // EINVAL, too: somebody was reaped, killed by a real-time signal, of which nix knows none.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.ended
     }
 
     /// Ends all of it: asks first, and after the grace insists. A further signal to this process insists at once.
@@ -118,8 +136,8 @@ impl Session {
         }
         if self.ended.is_none() {
             // It may not lead its group yet.
-            let _ = nix::sys::signal::kill(self.leader, signal);
+            let _ = nix::sys::signal::kill(self.id(), signal);
         }
-        let _ = killpg(self.leader, signal);
+        let _ = killpg(self.id(), signal);
     }
 }
