@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::stage::{CTL, Running, Service};
@@ -133,6 +135,28 @@ fn it_leaves_a_successor_that_is_past_ready() {
     third.event("serving");
     assert_eq!(stopping.code(), 1, "{}", stopping.stderr());
     assert!(!third.has_said("leave") && scene.status().pid == third.pid());
+}
+
+/// In a container it has the pid of the one that drained, and the same version; but it never drained.
+#[test]
+fn it_leaves_one_that_starts_anew_and_only_looks_like_one_that_drained() {
+    let scene = Scene::new();
+    let Some(mut first) = first_process(&scene, "1", json!({})) else { return };
+    first.ask(json!({"do": "lease"}));
+    let Some(mut second) = first_process(&scene, "1", json!({})) else { return };
+    drain(&scene, &[1]);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", first.pid())).unwrap();
+    let inside = Pid::from_raw(children.trim().parse().unwrap());
+    kill(inside, Signal::SIGSTOP).unwrap();
+    let mut stopping = stop(&scene, &["--json"]);
+    assert_eq!(second.exit_code(), Some(0));
+    let Some(mut third) = Puppet::through(&PID_NAMESPACE) else { return };
+    third.ask(scene.begin("1", json!({})));
+    kill(inside, Signal::SIGKILL).unwrap();
+    assert_eq!(third.event("serving")["generation"], 3);
+    let told = stopping.object();
+    assert_eq!((stopping.code(), &told["error"]["code"]), (1, &json!("overtaken")), "{told}");
+    assert!(!third.has_said("leave") && scene.status().generation == 3);
 }
 
 #[test]

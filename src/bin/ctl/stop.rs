@@ -67,7 +67,7 @@ pub(crate) fn run(global: &Global, printer: Printer) -> Result<ExitCode, Failure
             }
             Some(now) => {
                 left.push(last);
-                if !left.iter().any(|before| drained_before(before, &now)) {
+                if !left.iter().any(|before| drained_before(before, &now)) || !has_resumed(socket, &now, until) {
                     return Err(overtaken(&left[left.len() - 1], &now));
                 }
                 printer.say(&format!("{}, which drained, has come back", who(now.pid, &now.app_version)));
@@ -152,6 +152,16 @@ fn is_same(one: &Status, other: &Status) -> bool {
 /// Whether the process that owns now drained when the one before it was asked to leave.
 fn drained_before(before: &Status, now: &Status) -> bool {
     before.drainers.iter().any(|it| (it.who.pid, &it.who.app_version) == (now.pid, &now.app_version))
+}
+
+/// Whether it owns because it took the service back, as it says: in containers one that was started anew may have the same
+/// pid and version as one that drained.
+fn has_resumed(socket: &Path, now: &Status, until: Instant) -> bool {
+    let within = until.saturating_duration_since(Instant::now());
+    let records = Client::connect(socket, within).and_then(|mut client| client.history()).unwrap_or_default();
+    let last =
+        records.iter().rfind(|record| record.to.as_ref().is_some_and(|to| to.generation == Some(now.generation)));
+    last.is_some_and(|record| record.outcome == "resumed")
 }
 
 fn still_leaving(within: Duration, last: &Status) -> Failure {
