@@ -4,6 +4,7 @@
 //! Where a shortage can be made, it is; the others are injected by strace, of which the process knows nothing.
 
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -123,6 +124,36 @@ fn too_many_descriptors_are_in_flight() {
     with(Side::Predecessor, "sendmsg", "ETOOMANYREFS", "2+", Wanted::Error("crowded", "ulimit -n"));
 }
 
+/// After the commit nothing can be called off: a predecessor that cannot hand its drain link on, or stands by and cannot
+/// hand on another's, goes on trying, and takes the service back all the same when its successor dies.
+#[test]
+fn after_the_commit_too_many_descriptors_in_flight_stop_nothing() {
+    for options in [json!({}), json!({"probation_ms": 600_000})] {
+        let scene = Scene::new();
+        let (mut first, _) = scene.serve("1", json!({}));
+        first.ask(json!({"do": "lease"}));
+        let (mut second, address) = scene.serve("2", json!({}));
+        scene.status_where(|status| !status.drainers.is_empty());
+        second.ask(json!({"do": "lease"}));
+        let mut third = scene.warm("3", options.clone());
+        let Some(mut failing) = Strace::fail(second.pid(), "sendmsg", "ETOOMANYREFS", "1+") else { return };
+        third.ask(json!({"do": "ready"}));
+        third.event("serving");
+        // Longer than a takeover is kept up for; with each try the next one is 10 ms away.
+        let began = Instant::now();
+        failing.until(|tries| {
+            assert!(tries.len() < 1000, "{} tries in {:?}", tries.len(), began.elapsed());
+            began.elapsed() > Duration::from_secs(4)
+        });
+        third.kill();
+        second.event(if options["probation_ms"].is_null() { "resumed" } else { "resume" });
+        assert_eq!(visit(&address).pid, second.pid());
+        drop(failing);
+        first.ask(json!({"do": "end-lease"}));
+        assert_eq!(first.exit_code(), Some(0));
+    }
+}
+
 /// The kernel counts what is in flight against the limit of the sender (unix(7)): what is sent and
 /// not yet acknowledged stays below it.
 #[test]
@@ -211,7 +242,7 @@ fn a_full_backlog_is_waited_for_and_named() {
     let mut second = Puppet::new();
     let error = fails(&mut second, scene.begin("2", json!({"start_ms": 300}))).unwrap();
     assert_clear(&error, "unresponsive", "kill -CONT", "a full backlog");
-    let client = heirloom::Client::connect(scene.control(), std::time::Duration::from_millis(50)).unwrap_err();
+    let client = heirloom::Client::connect(scene.control(), Duration::from_millis(50)).unwrap_err();
     assert_eq!(client.code(), "deadline", "{client}");
     assert!(client.hint().unwrap().contains("kill -CONT"), "{client}");
     second.ask(scene.begin("2", json!({})));

@@ -237,10 +237,11 @@ impl Driver {
                 let why = "the kernel takes no more descriptors from the user of the owner, or has no memory";
                 let why = Refusal::new("crowded", why);
                 match &self.predecessor {
-                    Some(owner) if limit && owner.is_heir(peer) => self.owner(predecessor::Input::Unable(why)),
+                    Some(owner) if limit && owner.may_call_off(peer) => self.owner(predecessor::Input::Unable(why)),
                     Some(owner) if limit && owner.is_holder(peer) => {
                         self.owner(predecessor::Input::CannotKeep(peer, why));
                     }
+                    // Who owns already gets it as soon as it goes: it can do without until then, and there is no way back.
                     _ => self.poller.arm(Key::Crowded(peer), CROWDED_PAUSE),
                 }
             }

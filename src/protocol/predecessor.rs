@@ -1076,6 +1076,11 @@ impl Predecessor {
         self.is_heir(peer) || self.is_rehearsal(peer) || self.is_holder(peer)
     }
 
+    /// Whether this peer is a successor whose takeover can still be called off.
+    pub(crate) fn may_call_off(&self, peer: Peer) -> bool {
+        matches!(&self.stage, Stage::HandingOver(heir, _) if heir.peer == peer)
+    }
+
     /// Whether this peer is the successor of the moment.
     pub(crate) fn is_heir(&self, peer: Peer) -> bool {
         match &self.stage {
