@@ -64,6 +64,8 @@ pub(crate) struct Connection {
     /// The kernel dropped some of them.
     truncated: bool,
     outgoing: VecDeque<Chunk>,
+    /// How many bytes at the end of the queue are a message that a later one of its kind takes the place of; 0: none.
+    latest: usize,
     sequence: u32,
     /// Descriptors may come: from a predecessor, and from nobody else.
     pub(crate) takes_descriptors: bool,
@@ -95,6 +97,7 @@ impl Connection {
             arrived: Vec::new(),
             truncated: false,
             outgoing: VecDeque::new(),
+            latest: 0,
             sequence: 0,
             takes_descriptors: false,
             takes_drain_links: false,
@@ -162,8 +165,24 @@ impl Connection {
         self.send_body(message.kind(), &message.body());
     }
 
+    /// Queues a message in the place of the one that was queued like this last, where nothing follows it and no byte of it
+    /// is written: whoever does not read is told how it is, not how it was, and fills no memory.
+    pub(crate) fn send_latest(&mut self, message: &Message) {
+        if let Some(last) = self.outgoing.back_mut().filter(|_| self.latest > 0)
+            && let Some(rest) = last.bytes.len().checked_sub(self.latest)
+            && last.written <= rest
+        {
+            last.bytes.truncate(rest);
+            self.sequence = self.sequence.wrapping_sub(1);
+        }
+        let before = self.unwritten();
+        self.send(message);
+        self.latest = self.unwritten() - before;
+    }
+
     /// Queues a message that is bytes already.
     pub(crate) fn send_body(&mut self, kind: u8, body: &[u8]) {
+        self.latest = 0;
         let header = self.header(kind, 0, body.len());
         let length = header.len() + body.len();
         // Small messages that follow each other leave in one system call.
@@ -182,6 +201,7 @@ impl Connection {
 
     /// Queues a header with descriptors, at most 253.
     pub(crate) fn send_descriptors(&mut self, descriptors: Vec<SharedFd>) {
+        self.latest = 0;
         let count = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
         let bytes = self.header(Message::Descriptors(count).kind(), count, 0).to_vec();
         self.outgoing.push_back(Chunk { bytes, written: 0, descriptors });
@@ -236,6 +256,7 @@ impl Connection {
         let number = self.outgoing.get(first).and_then(|chunk| chunk.bytes.get(SEQUENCE)?.try_into().ok());
         if let Some(number) = number {
             self.sequence = u32::from_be_bytes(number);
+            self.latest = 0;
             self.outgoing.truncate(first);
         }
     }
@@ -265,7 +286,8 @@ fn is_shortage(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::message::Confirmed;
+    use crate::hold::Hold;
+    use crate::protocol::message::{Confirmed, Held};
 
     /// A frame that is on its way stays whole, and the next one has the number that the other side expects.
     #[test]
@@ -292,6 +314,44 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Who does not read fills no memory, whatever happens meanwhile, and is told how it is in the end.
+    #[test]
+    fn the_latest_of_a_kind_takes_the_place_of_those_that_wait() {
+        let (mut writer, mut reader) = both_ends();
+        let held = |number: usize| {
+            let hold = Hold { reason: format!("incident {number} {}", "x".repeat(1000)), ..Hold::default() };
+            Message::from(Held { hold: Some(hold) })
+        };
+        writer.send(&Confirmed {}.into());
+        for number in 0..5000 {
+            writer.send_latest(&held(number));
+            writer.flush();
+        }
+        writer.send(&Confirmed {}.into());
+        for number in 5000..6000 {
+            writer.send_latest(&held(number));
+            writer.flush();
+        }
+        // One of which a part is written, one after it, and those after the other message.
+        assert!(writer.unwritten() < 4 * 1100, "{} bytes", writer.unwritten());
+        let (mut receiver, mut heard) = (Receiver::new(), Vec::new());
+        reader.stream().set_nonblocking(true).unwrap();
+        loop {
+            let flushed = writer.flush();
+            match reader.read(&mut receiver) {
+                Incoming::Frame(frame, _) => {
+                    assert_eq!(frame.header.sequence, heard.len() as u32);
+                    heard.push(Message::decode(&frame).unwrap());
+                }
+                Incoming::Blocked if flushed == Flush::Empty => break,
+                other => assert!(matches!(other, Incoming::Blocked), "{other:?}"),
+            }
+        }
+        assert_eq!(heard.last(), Some(&held(5999)));
+        let of_the_first_part = heard.iter().rposition(|message| *message == Confirmed {}.into()).unwrap();
+        assert_eq!(heard[of_the_first_part - 1], held(4999));
     }
 
     /// One that writes, and one that may receive descriptors.

@@ -73,7 +73,7 @@ impl Driver {
         let elder = self.link.filter(|_| self.hold_clock.elder_takes);
         // Whoever still drains may have to go on as the owner.
         for drainer in elder.into_iter().chain(self.probation.giver.as_ref().map(|(giver, _)| *giver)) {
-            self.send(drainer, &Held { hold: hold.clone() }.into());
+            self.send_latest(drainer, &Held { hold: hold.clone() }.into());
         }
     }
 

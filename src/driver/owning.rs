@@ -128,7 +128,7 @@ impl Driver {
                     self.send(peer, &back.into());
                 }
                 // With what is left of its time.
-                Output::Send(peer, Message::Held(_)) => self.send(peer, &Held { hold: self.hold() }.into()),
+                Output::Send(peer, Message::Held(_)) => self.send_latest(peer, &Held { hold: self.hold() }.into()),
                 Output::Send(peer, message) => {
                     let stops = self.predecessor.as_ref().is_some_and(predecessor::Predecessor::is_to_stop);
                     if matches!(message, Message::Done(_)) && stops {

@@ -156,6 +156,16 @@ impl Driver {
         self.send_body(peer, message.kind(), message.word(), &message.body());
     }
 
+    /// The same, in the place of one of this kind that waits to be written.
+    pub(super) fn send_latest(&mut self, peer: Peer, message: &Message) {
+        if let Some(connection) = self.connections.get_mut(&peer)
+            && !connection.closing
+        {
+            debug!("{} to peer {peer}", message.word());
+            connection.send_latest(message);
+        }
+    }
+
     /// Queues a message that is bytes already.
     pub(super) fn send_body(&mut self, peer: Peer, kind: u8, word: &str, body: &[u8]) {
         if let Some(connection) = self.connections.get_mut(&peer)
