@@ -172,7 +172,7 @@ fn a_second_successor_is_refused_at_once_and_told_why() {
     assert_eq!(refusal["who"]["pid"], busy.pid());
     assert_eq!(refusal["who"]["app_version"], "2");
     assert!(refusal["since_ms"].is_u64() && refusal["retry_after_ms"].is_u64(), "{refusal}");
-    assert!(error["hint"].is_string() && error["message"].as_str().unwrap().contains("still serves"));
+    assert!(error["hint"].is_string() && error["message"].as_str().unwrap().contains("still owns"));
 }
 
 #[test]

@@ -492,11 +492,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Cancelled => f.write_str("cancelled before this process owned the service"),
-            Error::Refused(refusal) => write!(f, "the owner refused: {refusal}; it still serves"),
+            Error::Refused(refusal) => write!(f, "the owner refused: {refusal}; it still owns the service"),
             Error::GaveUp(refusal) if refusal.code == "stopping" => {
                 write!(f, "the predecessor gave up: {refusal}, without a successor")
             }
-            Error::GaveUp(refusal) => write!(f, "the predecessor gave up: {refusal}; it still serves"),
+            Error::GaveUp(refusal) => write!(f, "the predecessor gave up: {refusal}; it still owns the service"),
             Error::Superseded => f.write_str("another process took the service over first"),
             Error::HungUp => f.write_str("the process at the control socket closed the connection"),
             Error::LinkLost => f.write_str("the connection to the predecessor broke while it lives; it still serves"),

@@ -109,8 +109,13 @@ impl Trial {
         }
         if owner.phase != Phase::Serving {
             let name = who(owner.pid, &owner.app_version);
-            return Err(Failure::new(FAILED, "not-serving", format!("{name} is in the phase {}", owner.phase))
-                .hint("nothing was tried; ctl wait --ready waits until it serves"));
+            let hint = match owner.phase {
+                Phase::Holding => "nothing was tried; it only keeps the listeners: start the service first",
+                _ => "nothing was tried; ctl status --watch shows when it serves",
+            };
+            return Err(
+                Failure::new(FAILED, "not-serving", format!("{name} is in the phase {}", owner.phase)).hint(hint)
+            );
         }
         // After the answer: now it is surely the owner that listened last.
         let peer = Peer::connect(socket, PATIENCE)?;
