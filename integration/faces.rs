@@ -624,6 +624,24 @@ mod with_tokio {
         assert!(within(incoming.accept()).await.unwrap().is_none());
     }
 
+    /// The runtime has a descriptor once, and an accept that waits keeps it there.
+    #[tokio::test]
+    async fn an_incoming_that_is_dropped_is_missed_by_no_other_of_its_listener() {
+        let scene = Scene::new();
+        let (first, web) = serve(&scene, "1").await;
+        let (mut one, mut other, dropped) = (first.incoming(&web), first.incoming(&web), first.incoming(&web));
+        let mut waiting = std::pin::pin!(one.accept());
+        assert!(waits(waiting.as_mut()).await);
+        drop(dropped);
+        let address = web.local_addr().unwrap();
+        for _ in 0..2 {
+            let _client = ::tokio::net::TcpStream::connect(address).await.unwrap();
+            assert!(within(other.accept()).await.unwrap().is_some());
+        }
+        let _client = ::tokio::net::TcpStream::connect(address).await.unwrap();
+        assert!(within(waiting).await.unwrap().is_some());
+    }
+
     #[tokio::test]
     async fn nobody_waits_for_an_incoming_that_was_dropped() {
         let scene = Scene::new();

@@ -29,7 +29,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -463,28 +463,38 @@ fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
 /// A listener's registration with the runtime, made at its first accept and not before: a socket that is bound and does
 /// not yet listen reports a hang-up, which tokio keeps for ever, and every later wait would end at once.
 ///
-/// It is taken back when another process serves: an epoll entry of this one would be woken for that one's connections.
+/// It is taken back when another process serves: an epoll entry of this one would be woken for that one's connections. An
+/// accept that still waits keeps it until then, and whoever accepts anew meanwhile shares it: there is one to a descriptor.
 #[derive(Debug)]
 struct Registration<T: AsRawFd> {
     shared: Arc<T>,
-    io: Mutex<Option<Arc<AsyncFd<Arc<T>>>>>,
+    io: Mutex<Registered<T>>,
+}
+
+#[derive(Debug)]
+struct Registered<T: AsRawFd> {
+    kept: Option<Arc<AsyncFd<Arc<T>>>>,
+    last: Weak<AsyncFd<Arc<T>>>,
 }
 
 impl<T: AsFd + AsRawFd> Registration<T> {
     fn of(shared: Arc<T>) -> Arc<Registration<T>> {
-        Arc::new(Registration { shared, io: Mutex::new(None) })
+        Arc::new(Registration { shared, io: Mutex::new(Registered { kept: None, last: Weak::new() }) })
     }
 
     fn io(&self) -> io::Result<Arc<AsyncFd<Arc<T>>>> {
         let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(io) = &*io {
-            return Ok(io.clone());
-        }
-        Ok(io.insert(Arc::new(sys::register(self.shared.clone())?)).clone())
+        let registered = match io.last.upgrade() {
+            Some(registered) => registered,
+            None => Arc::new(sys::register(self.shared.clone())?),
+        };
+        io.last = Arc::downgrade(&registered);
+        io.kept = Some(registered.clone());
+        Ok(registered)
     }
 
     fn forget(&self) {
-        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.io.lock().unwrap_or_else(PoisonError::into_inner).kept = None;
     }
 }
 
