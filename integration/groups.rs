@@ -38,6 +38,11 @@ fn succeed(scene: &Scene, kind: &str, address: &str, size: usize, more: Value, f
     next
 }
 
+/// Whether each member is said to be empty for good.
+fn said_to_be_empty(scene: &Scene) -> Vec<bool> {
+    Handoff::at(scene.control()).rehearse().unwrap().entries().map(|(entry, _)| entry.retired).collect()
+}
+
 /// How many connections wait in each listener.
 fn queues(scene: &Scene) -> Vec<u32> {
     scene.status().listeners.iter().map(|listener| listener.accept_queue.unwrap()).collect()
@@ -58,14 +63,12 @@ fn outcome(puppet: &mut Puppet, index: usize) -> String {
 fn retired(scene: &Scene, from: usize) {
     let end = Instant::now() + PATIENCE;
     loop {
-        let seen = Handoff::at(scene.control()).rehearse().unwrap();
-        let retired: Vec<bool> = seen.entries().map(|(entry, _)| entry.retired).collect();
+        let retired = said_to_be_empty(scene);
         assert!(retired.iter().take(from).all(|retired| !retired), "{retired:?}");
         if retired.iter().skip(from).all(|retired| *retired) {
             return;
         }
         assert!(Instant::now() < end, "{retired:?}");
-        drop(seen);
         // Only so that this is not asked a thousand times.
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -212,6 +215,29 @@ fn what_is_left_over_gets_nothing_more_and_is_let_go_of_once_nothing_can_wait_in
     let _waiting: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let queued = queues(&scene);
     assert!(queued.len() == 4 && queued.iter().all(|count| *count > 0), "{queued:?}");
+}
+
+/// A group has no gaps: one that is empty is kept as long as something waits in one after it.
+#[test]
+fn what_waits_in_the_last_socket_of_a_group_is_served_though_those_before_it_are_empty() {
+    let scene = Scene::new();
+    let (mut first, address) = serve(&scene, "tcp-group", "127.0.0.1:0", 4, json!({"accept": false}));
+    let waiting: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let mut second = succeed(&scene, "tcp-group", &address, 2, json!({"accept": false}), &mut first);
+    // Whoever serves it hangs.
+    second.ask(json!({"do": "unclaim", "name": "web#3"}));
+    second.ask(json!({"do": "accept", "on": true}));
+    let end = Instant::now() + PATIENCE;
+    while queues(&scene)[..3] != [0; 3] {
+        assert!(Instant::now() < end, "{:?}", queues(&scene));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // For longer than something may still be on its way.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(said_to_be_empty(&scene), [false; 4]);
+    assert!(queues(&scene)[3] > 0);
+    let _third = succeed(&scene, "tcp-group", &address, 2, json!({}), &mut second);
+    waiting.into_iter().for_each(|stream| drop(answer(stream)));
 }
 
 #[test]

@@ -119,8 +119,12 @@ impl Claim<'_> {
         let mut at = addresses;
         for index in 0..size.max(inherited) {
             let name = member(base, index);
-            if index >= size && self.driver.table.get(&name).is_some_and(|held| held.entry.retired) {
-                // Empty for good. What nobody claims is closed at the commit.
+            let is_retired = |index| {
+                let held = self.driver.table.get(&member(base, index));
+                held.is_some_and(|held| held.entry.retired)
+            };
+            if index >= size && (index..inherited).all(is_retired) {
+                // All that are left are empty for good. What nobody claims is closed at the commit.
                 break;
             }
             if index == inherited

@@ -112,17 +112,19 @@ impl Driver {
         }
     }
 
-    /// Before an offer: marks what is left over of a group and has been empty for long enough to stay so.
+    /// Before an offer: marks what is left over of a group and has been empty for long enough to stay so, from the end: a
+    /// group has no gaps, so that one in which something waits keeps all that come before it.
     pub(super) fn retire(&mut self) {
         let now = Instant::now();
         for group in &self.groups {
-            for index in group.size..group.sockets {
+            let mut retired = true;
+            for index in (group.size..group.sockets).rev() {
                 let Some(held) = self.table.get_mut(&member(&group.name, index)) else { continue };
                 let stream = held.entry.kind == Kind::TcpListener;
                 let long_enough = group.steered.is_some_and(|since| {
                     now.duration_since(since) >= steering::may_arrive_for(stream, held.fd.as_fd())
                 });
-                let retired = long_enough && steering::is_empty(held.fd.as_fd());
+                retired = retired && long_enough && steering::is_empty(held.fd.as_fd());
                 if held.entry.retired != retired {
                     Arc::make_mut(&mut held.entry).retired = retired;
                 }
