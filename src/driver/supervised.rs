@@ -154,7 +154,9 @@ impl Driver {
             return warn!("{name:?} is not parked: its name is too long for the file descriptor store");
         };
         let sent = notify.park(&stored, held.fd.share());
-        self.supervisor.parked.insert(name.to_owned());
+        if sent != Sent::Dropped {
+            self.supervisor.parked.insert(name.to_owned());
+        }
         self.await_manager(sent);
     }
 
@@ -307,7 +309,7 @@ impl Driver {
         if std::mem::take(&mut self.supervisor.waiting) {
             self.poller.forget(notify.as_fd());
         }
-        if sent == Sent::Blocked {
+        if sent != Sent::All {
             self.supervisor.waiting = self.poller.watch(notify.as_fd(), MANAGER, Interest::WRITABLE).is_ok();
         }
     }

@@ -14,8 +14,10 @@ use nix::sys::socket::{
 
 use crate::shared::SharedFd;
 
-/// How many datagrams wait for a manager that reads nothing; more are dropped, which is said once.
+/// How many descriptors, and names of such, wait for a manager that reads nothing; more are dropped, which is said once.
 const QUEUE: usize = 8192;
+/// How many other datagrams have a place beside them: who parks many must be heard all the same when he is ready.
+const RESERVE: usize = 1024;
 
 /// A datagram, with the descriptor that rides on it.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) enum Sent {
     All,
     /// The manager's queue is full: the socket becomes writable when it is not.
     Blocked,
+    /// Nothing of it: too much waits already.
+    Dropped,
 }
 
 /// The socket of the manager.
@@ -57,34 +61,35 @@ impl Notify {
 
     /// Sends assignments, one a line, after all that waits.
     pub(crate) fn send(&mut self, text: String) -> Sent {
-        self.push(Datagram { text, descriptor: None })
+        self.push(Datagram { text, descriptor: None }, QUEUE + RESERVE)
     }
 
     /// Parks a descriptor under a name. systemd never looks at whether it is still of use: the service decides that.
     pub(crate) fn park(&mut self, name: &str, descriptor: SharedFd) -> Sent {
         let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
-        self.push(Datagram { text, descriptor: Some(descriptor) })
+        self.push(Datagram { text, descriptor: Some(descriptor) }, QUEUE)
     }
 
     /// Takes everything of that name out of the store.
     pub(crate) fn unpark(&mut self, name: &str) -> Sent {
-        self.send(format!("FDSTOREREMOVE=1\nFDNAME={name}"))
+        self.push(Datagram { text: format!("FDSTOREREMOVE=1\nFDNAME={name}"), descriptor: None }, QUEUE)
     }
 
     /// Asks the manager to say when it has acted on all that was sent: what comes back hangs up then.
     pub(crate) fn barrier(&mut self) -> io::Result<(OwnedFd, Sent)> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // Alone in its datagram, and the manager's copy is the only one once it is sent.
-        let sent = self.push(Datagram { text: "BARRIER=1".to_owned(), descriptor: Some(write.into()) });
+        let barrier = Datagram { text: "BARRIER=1".to_owned(), descriptor: Some(write.into()) };
+        let sent = self.push(barrier, QUEUE + RESERVE);
         Ok((read, sent))
     }
 
-    fn push(&mut self, datagram: Datagram) -> Sent {
-        if self.queue.len() >= QUEUE {
+    fn push(&mut self, datagram: Datagram, most: usize) -> Sent {
+        if self.queue.len() >= most {
             if !std::mem::replace(&mut self.dropping, true) {
                 log::warn!("the service manager reads nothing: what it would be told is dropped");
             }
-            return Sent::Blocked;
+            return Sent::Dropped;
         }
         self.queue.push_back(datagram);
         self.flush()
