@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::connection::{Connection, Flush, Incoming};
 use crate::control::{self, Connect};
+use crate::deadline;
 use crate::error::{Error, Result};
 use crate::fdpass::Receiver;
 use crate::history::TakeoverRecord;
@@ -37,7 +38,7 @@ impl Client {
     /// [`Error::Nobody`] where nobody listens; [`Error::Deadline`] where the owner does not accept; [`Error::Path`].
     pub fn connect(path: impl AsRef<Path>, timeout: Duration) -> Result<Client> {
         let path = control::resolve(path.as_ref())?;
-        let end = Instant::now() + timeout;
+        let end = deadline::after(timeout);
         loop {
             match control::connect_now(&path)? {
                 Connect::Made(stream) => {
@@ -76,7 +77,7 @@ impl Client {
     /// # Errors
     /// [`Error::HungUp`] where the process that was watched is gone; otherwise as for [`status`](Client::status).
     pub fn next(&mut self, within: Option<Duration>) -> Result<Option<Status>> {
-        let end = within.map(|within| Instant::now() + within);
+        let end = within.map(deadline::after);
         loop {
             let message = match self.receive(end) {
                 Err(Error::Deadline { .. }) => return Ok(None),
@@ -110,7 +111,7 @@ impl Client {
     /// As for [`status`](Client::status); [`Error::Refused`] with `unsupported` by an owner that keeps none.
     pub fn history(&mut self) -> Result<Vec<TakeoverRecord>> {
         self.ask(Question::History)?;
-        let end = Instant::now() + self.timeout;
+        let end = deadline::after(self.timeout);
         loop {
             match self.receive(Some(end))? {
                 Message::History(history) => return Ok(history.takeovers),
@@ -212,7 +213,7 @@ impl Client {
     /// Asks for something to be done, and waits until it is.
     fn order(&mut self, ask: impl Into<Ask>) -> Result<()> {
         self.ask(ask)?;
-        let end = Instant::now() + self.timeout;
+        let end = deadline::after(self.timeout);
         loop {
             match self.receive(Some(end))? {
                 Message::Done(_) => return Ok(()),
@@ -228,7 +229,7 @@ impl Client {
 
     fn ask(&mut self, ask: impl Into<Ask>) -> Result<()> {
         self.connection.send(&ask.into().into());
-        let end = Instant::now() + self.timeout;
+        let end = deadline::after(self.timeout);
         loop {
             match self.connection.flush() {
                 Flush::Empty => return Ok(()),

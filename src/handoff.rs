@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control;
+use crate::deadline::LONGEST;
 use crate::driver::holding::Holding;
 use crate::driver::{Driver, Notice, Settings};
 use crate::error::{Error, Result};
@@ -89,10 +90,11 @@ impl Handoff {
         self
     }
 
-    /// How long this process may drain once it has been told to leave. 30 s unless told otherwise.
+    /// How long this process may drain once it has been told to leave. 30 s unless told otherwise; 366 days at most, as
+    /// for every limit here that says no other.
     #[must_use]
     pub fn drain_within(mut self, limit: Duration) -> Handoff {
-        self.drain_within = limit;
+        self.drain_within = limit.min(LONGEST);
         self
     }
 
@@ -129,21 +131,21 @@ impl Handoff {
     /// How long [`start`](Handoff::start) may take in all. 60 s unless told otherwise.
     #[must_use]
     pub fn start_within(mut self, limit: Duration) -> Handoff {
-        self.deadlines.start = limit;
+        self.deadlines.start = limit.min(LONGEST);
         self
     }
 
     /// How long a successor of this process may warm up in all. 10 min unless told otherwise.
     #[must_use]
     pub fn warm_up_within(mut self, limit: Duration) -> Handoff {
-        self.deadlines.warm_up = limit;
+        self.deadlines.warm_up = limit.min(LONGEST);
         self
     }
 
     /// How long a successor of this process may be silent while it warms up. 60 s unless told otherwise.
     #[must_use]
     pub fn progress_within(mut self, limit: Duration) -> Handoff {
-        self.deadlines.stall = limit;
+        self.deadlines.stall = limit.min(LONGEST);
         self
     }
 

@@ -49,7 +49,7 @@
 //! | 3 | `driver`, `connection`, `rescue`; `elsewhere` off Linux | the one place where protocol meets I/O |
 //! | 2 | `fdpass`, `lock`, `control`, `folder`, `listener`, `steering`, `state`, `namespace`, `pid_file`, `systemd`, `poller`, `wake`, `spare`, `table`, `temporary`, `inventory`, `wreck` | what the kernel offers, each by itself |
 //! | 1 | `protocol`, `wire` | four state machines without I/O, descriptors or clock; frames |
-//! | 0 | `ages`, `error`, `guests`, `hold`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
+//! | 0 | `ages`, `deadline`, `error`, `guests`, `hold`, `manifest`, `status`, `history`, `words`, `shared`, `sys` | plain values; `sys` has all the `unsafe` code |
 //!
 //! [`protocol`] is the wire format, written down for whoever builds a peer in another language.
 #![doc = include_str!("security.md")]
@@ -65,6 +65,7 @@ mod client;
 mod connection;
 #[cfg(target_os = "linux")]
 mod control;
+mod deadline;
 mod drain;
 #[cfg(target_os = "linux")]
 mod driver;

@@ -12,6 +12,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use crate::deadline;
+
 /// The timer's own token; callers use all others.
 const TIMER: Token = Token(usize::MAX);
 /// How many events one look takes.
@@ -78,7 +80,7 @@ impl<K: Ord + Copy> Poller<K> {
 
     /// Sets a deadline; an earlier one of the same key is replaced.
     pub(crate) fn arm(&mut self, key: K, after: Duration) {
-        self.deadlines.insert(key, Instant::now() + after);
+        self.deadlines.insert(key, deadline::after(after));
     }
 
     /// Takes a deadline back.

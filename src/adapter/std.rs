@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::deadline;
 use crate::drain::Drained;
 use crate::error::{Error, Result};
 use crate::handoff::Handoff;
@@ -90,7 +91,7 @@ impl Starting {
     /// # Errors
     /// As for [`process`](Starting::process).
     pub fn wait(&mut self, duration: Duration) -> Result<()> {
-        let end = Instant::now() + duration;
+        let end = deadline::after(duration);
         loop {
             self.process()?;
             let left = end.saturating_duration_since(Instant::now());
