@@ -403,7 +403,8 @@ impl Driver {
         self.dropped = self.table.drop_unclaimed();
         self.report_state();
         self.set_nonblocking();
-        if let Err(error) = self.listen_all().and_then(|()| self.write_pid_file()) {
+        for begin in [Driver::listen_all, Driver::write_pid_file] {
+            let Err(error) = begin(self) else { continue };
             if self.successor.is_none() {
                 // Nothing was inherited, so nothing is lost by saying it aloud.
                 return self.notices.push_back(Notice::Failed(error));

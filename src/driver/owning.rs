@@ -420,7 +420,7 @@ impl Driver {
     }
 
     /// Only ever by the owner.
-    pub(super) fn write_pid_file(&self) -> crate::Result<()> {
+    pub(super) fn write_pid_file(&mut self) -> crate::Result<()> {
         let Some(path) = self.settings.pid_file.as_ref().filter(|path| !pid_file::names(path, self.pid)) else {
             return Ok(());
         };
