@@ -338,6 +338,25 @@ fn a_manager_that_reads_later_hears_everything() {
     manager.hears("READY=1");
 }
 
+/// More than is kept for a manager that reads nothing: that this process is ready is not among what is dropped.
+#[test]
+fn a_manager_hears_that_a_service_with_very_many_entries_is_ready() {
+    let scene = Scene::new();
+    let manager = Manager::new(&scene, "notify");
+    let mut puppet = told(&manager, &[]);
+    puppet.ask(json!({"do": "limit", "soft": 20_000, "hard": 20_000}));
+    serve(&mut puppet, &scene, "1", json!([{"kind": "null", "name": "null", "count": 9000}]));
+    puppet.logged("what it would be told is dropped");
+    let mut parked = 0;
+    loop {
+        match manager.deed().text {
+            text if text.starts_with("FDSTORE=1") => parked += 1,
+            text => break assert_eq!(text, "READY=1"),
+        }
+    }
+    assert!(parked > 8000 && parked < 9000, "{parked}");
+}
+
 #[test]
 fn inside_one_unit_the_main_pid_follows_the_owner() {
     let Some(unit) = Unit::new("heirloom-inside") else { return };
@@ -599,6 +618,46 @@ fn what_the_store_has_and_nobody_wants_leaves_it() {
     assert_eq!(visit(&format!("127.0.0.1:{port}")).pid, puppet.pid());
 }
 
+/// What a socket unit listens on stays there, whoever stops or does without it.
+#[test]
+fn the_path_of_a_socket_unit_is_left_alone() {
+    for next in [None, Some(web("127.0.0.1:0"))] {
+        let scene = Scene::new();
+        let path = scene.path("app.sock");
+        let unit = UnixListener::bind(&path).unwrap();
+        let mut puppet = passed(vec![unit.try_clone().unwrap().into()], Some("app"), None);
+        serve(&mut puppet, &scene, "1", json!([{"kind": "unix", "name": "app", "address": path}]));
+        assert_eq!(report(&mut puppet)["app"], json!({"outcome": "activated", "name": "app"}));
+        match next {
+            None => drop(puppet.ask(json!({"do": "stop"}))),
+            Some(claims) => {
+                let (mut second, _) = scene.serve("2", json!({"claims": claims}));
+                scene.status_where(|status| status.predecessor.is_none() && status.pid == second.pid());
+                second.ask(json!({"do": "stop"}));
+                assert_eq!(second.exit_code(), Some(0));
+            }
+        }
+        assert_eq!(puppet.exit_code(), Some(0));
+        UnixStream::connect(&path).unwrap();
+        drop(unit);
+    }
+}
+
+/// While nobody of the family lived another program has bound its own socket there.
+#[test]
+fn a_path_that_another_program_has_bound_during_a_crash_is_its_own() {
+    let scene = Scene::new();
+    let path = scene.path("app.sock");
+    let stored = UnixListener::bind(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    let mut puppet = passed(vec![stored.into()], Some("heirloom.app"), None);
+    serve(&mut puppet, &scene, "1", json!([{"kind": "unix", "name": "app", "address": path}]));
+    puppet.ask(json!({"do": "stop"}));
+    assert_eq!(puppet.exit_code(), Some(0));
+    UnixStream::connect(&path).unwrap();
+}
+
 #[test]
 fn a_live_predecessor_comes_before_the_store_and_the_activation() {
     let scene = Scene::new();
@@ -619,6 +678,20 @@ fn a_live_predecessor_comes_before_the_store_and_the_activation() {
     new.event("drained");
     assert_eq!(new.exit_code(), Some(0));
     assert!(TcpStream::connect(&address).is_err());
+}
+
+/// After a crash a socket unit passes its listener, and the store has the same one.
+#[test]
+fn all_of_a_kind_has_each_name_once() {
+    let scene = Scene::new();
+    let (socket, _) = listener();
+    let mut puppet = passed(vec![socket.try_clone().unwrap().into(), socket.into()], Some("web:heirloom.web"), None);
+    puppet.ask(scene.begin("1", json!({"systemd": true, "claims": [], "ready": false})));
+    puppet.event("started");
+    assert_eq!(puppet.ask(json!({"do": "inherited-of", "kind": "tcp-listener"}))["ok"], json!(["web"]));
+    puppet.ask(json!({"do": "ready"}));
+    puppet.event("serving");
+    assert_eq!(report(&mut puppet)["web"], json!({"outcome": "restored"}));
 }
 
 #[test]
@@ -720,6 +793,29 @@ fn the_pid_file_names_the_owner_and_nobody_else() {
     assert!(!path.exists());
     let left: Vec<_> = std::fs::read_dir(scene.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("app.pid")), "{left:?}");
+}
+
+/// One new name is lost to another program, after the point of no return: all else is as it should be.
+#[test]
+fn the_pid_file_names_an_owner_that_cannot_listen_on_what_is_new() {
+    let scene = Scene::new();
+    let path = scene.path("app.pid");
+    let (mut first, address) = scene.serve("1", json!({"pid_file": path}));
+    let (free, new) = listener();
+    drop(free);
+    let claims = json!([
+        {"kind": "tcp", "name": "web", "address": address},
+        {"kind": "tcp", "name": "new", "address": new},
+    ]);
+    let mut second = scene.warm("2", json!({"pid_file": path, "claims": claims}));
+    second.ask(json!({"do": "nothing"}));
+    // Bound by the second, which does not listen yet.
+    let _other = TcpListener::bind(&new).unwrap();
+    second.ask(json!({"do": "ready"}));
+    second.event("serving");
+    assert_eq!(report(&mut second)["new"]["outcome"], "missing");
+    assert_eq!(first.exit_code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), second.pid().to_string());
 }
 
 #[test]

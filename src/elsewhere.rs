@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use crate::error::Error;
 
 pub(crate) mod driver {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::SocketAddr;
     use std::ops::RangeInclusive;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -98,6 +98,7 @@ pub(crate) mod driver {
     never! {
         process(&mut;) -> Result<()>;
         notice(&mut;) -> Option<Notice>;
+        tell_of_notices(&;) -> ();
         owns(&;) -> bool;
         generation(&;) -> u64;
         wake(&;) -> &Arc<Wake>;
@@ -121,7 +122,7 @@ pub(crate) mod driver {
         released(&mut;) -> Result<()>;
         take_passed(&mut; &Asked<'_>, &dyn Fn(&Entry) -> bool) -> std::result::Result<(OwnedFd, Outcome), Option<String>>;
         admit_passed(&mut; &str) -> Option<Outcome>;
-        passed_of(&; &Kind) -> Vec<String>;
+        passed_of(&; &Kind) -> BTreeSet<String>;
         clear_way(&mut; &dyn Fn(SocketAddr) -> bool) -> bool;
         form_group(&mut; &str, usize, usize) -> ();
         is_grouped(&; &str) -> bool;
@@ -569,6 +570,10 @@ pub(crate) mod listener {
 
     pub(crate) fn bound_path(_: BorrowedFd<'_>) -> Option<PathBuf> {
         None
+    }
+
+    pub(crate) fn is_taken(_: &[u8], _: BorrowedFd<'_>) -> bool {
+        false
     }
 
     pub(crate) fn overlap(_: SocketAddr, _: SocketAddr) -> bool {

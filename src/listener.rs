@@ -481,10 +481,42 @@ pub(crate) fn path_inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
+/// Whether another socket than this one is bound to a path, and so is perhaps the one that clients find there: somebody may
+/// have removed the file and bound its own (proc_net(5); the kernel's table has the path as it was bound, in whatever mount
+/// namespace, and nothing of other network namespaces).
+pub(crate) fn is_taken(path: &[u8], fd: BorrowedFd<'_>) -> bool {
+    /// Bound or listening, and no end of a connection.
+    const UNCONNECTED: &[u8] = b"01";
+    let Ok(own) = nix::sys::stat::fstat(fd) else { return false };
+    let own = own.st_ino.to_string();
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    table.split(|byte| *byte == b'\n').any(|line| {
+        // Num, RefCount, Protocol, Flags, Type, St, Inode, each without a slash; and Path.
+        let Some(at) = line.iter().position(|byte| *byte == b'/') else { return false };
+        let mut fields = line[..at].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).skip(5);
+        let (state, inode) = (fields.next(), fields.next());
+        line[at..] == *path && state == Some(UNCONNECTED) && inode.is_some_and(|inode| inode != own.as_bytes())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn a_path_that_somebody_else_has_bound_since_is_taken() {
+        use std::os::unix::net::UnixListener;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app with a space.sock");
+        let ours = UnixListener::bind(&path).unwrap();
+        assert!(!is_taken(path.as_os_str().as_bytes(), ours.as_fd()));
+        std::fs::remove_file(&path).unwrap();
+        let theirs = UnixListener::bind(&path).unwrap();
+        assert!(is_taken(path.as_os_str().as_bytes(), ours.as_fd()));
+        drop(theirs);
+        assert!(!is_taken(path.as_os_str().as_bytes(), ours.as_fd()));
+    }
 
     fn asked(name: &str, kind: Kind) -> Asked<'_> {
         Asked { name, kind, requested: String::new(), path: None, backlog: None }

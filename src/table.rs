@@ -75,6 +75,16 @@ impl Outcome {
     pub(crate) fn is_new(&self) -> bool {
         matches!(self, Outcome::Bound { .. } | Outcome::Restored | Outcome::Activated { .. })
     }
+
+    /// Whether the path of such an entry is the family's: not where a socket unit listens, nor where another program has
+    /// bound its own while the socket was in the store.
+    pub(crate) fn has_path(&self, is_taken: impl FnOnce() -> bool) -> bool {
+        match self {
+            Outcome::Activated { .. } => false,
+            Outcome::Restored => !is_taken(),
+            _ => true,
+        }
+    }
 }
 
 /// The outcome of each name of a start.

@@ -1,5 +1,6 @@
 //! What systemd has passed to this process, as a source of entries: after a live predecessor, before a bind.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -77,14 +78,19 @@ impl Driver {
             listener::set_nonblocking(passed.fd.as_fd()).ok()?;
         }
         let asked = Asked { name, kind, requested: String::new(), path: path.as_deref(), backlog };
-        let entry = listener::describe(&asked, passed.fd.as_fd()).ok()?;
+        let mut entry = listener::describe(&asked, passed.fd.as_fd()).ok()?;
         let outcome = outcome(&passed);
+        let is_taken = || entry.path.as_deref().is_some_and(|path| listener::is_taken(path, passed.fd.as_fd()));
+        if !outcome.has_path(is_taken) {
+            entry.path_inode = None;
+        }
         self.table.insert(Held::new(entry, Descriptor::Plain(Arc::new(passed.fd))));
         Some(outcome)
     }
 
-    /// The names of what systemd has passed and nobody has claimed, of one kind.
-    pub(crate) fn passed_of(&self, wanted: &Kind) -> Vec<String> {
+    /// The names of what systemd has passed and nobody has claimed, of one kind. After a crash the store and the activation
+    /// may both have one.
+    pub(crate) fn passed_of(&self, wanted: &Kind) -> BTreeSet<String> {
         let of_kind = self.supervisor.passed.iter().filter(|passed| kind(passed) == *wanted);
         of_kind.map(|passed| passed.name.clone()).collect()
     }

@@ -1,5 +1,6 @@
 //! In place of `supervised` and `passed`, where the feature `systemd` is off: nothing is passed, and nobody is told.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -21,8 +22,8 @@ impl Driver {
         None
     }
 
-    pub(crate) fn passed_of(&self, _: &Kind) -> Vec<String> {
-        Vec::new()
+    pub(crate) fn passed_of(&self, _: &Kind) -> BTreeSet<String> {
+        BTreeSet::new()
     }
 
     pub(crate) fn clear_way(&mut self, _: &dyn Fn(SocketAddr) -> bool) -> bool {
