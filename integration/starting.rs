@@ -1,9 +1,11 @@
 //! The way in: several starters, cancelled starts, and what they leave behind.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use heirloom::{Client, Phase};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 use crate::puppet::{Puppet, Scene};
@@ -335,4 +337,55 @@ fn two_generations_in_one_process_are_never_two_owners() {
     // One after the other: a predecessor that found the lock free would take the service back.
     assert!(matches!(first.drain().unwrap(), Drained::Done(_)));
     assert!(matches!(second.drain().unwrap(), Drained::Done(_)));
+}
+
+/// What comes with the commit belongs to the service, which may wait before it looks.
+#[test]
+fn a_stop_that_comes_with_the_commit_makes_the_descriptor_readable() {
+    use heirloom::{Event, Reason};
+    let mut handoff = heirloom::testing::handoff().unwrap();
+    let stopper = handoff.stopper().unwrap();
+    let mut committing = handoff.start().unwrap().begin_ready().unwrap();
+    stopper.stop();
+    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    while !committing.process().unwrap() {
+        assert!(std::time::Instant::now() < end);
+    }
+    let mut serving = committing.serving().unwrap();
+    let mut waiting = [PollFd::new(serving.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut waiting, PollTimeout::ZERO), Ok(1));
+    assert_eq!(serving.process().unwrap(), Some(Event::Leave(Reason::Stopped)));
+}
+
+/// Who wants no limit says so with the longest time that there is.
+#[test]
+fn no_limit_is_too_long() {
+    use heirloom::{Drained, Event, Handoff, Reason};
+    let scene = Scene::new();
+    let unlimited = || {
+        let handoff = Handoff::at(scene.control()).start_within(Duration::MAX).drain_within(Duration::MAX);
+        handoff.warm_up_within(Duration::MAX).progress_within(Duration::MAX)
+    };
+    let mut first = unlimited().start().unwrap().ready().unwrap();
+    let next = unlimited();
+    let successor = std::thread::spawn(move || {
+        let mut starting = next.start().unwrap();
+        starting.progress("half of it").unwrap();
+        starting.ready().unwrap()
+    });
+    assert_eq!(first.wait().unwrap(), Event::Leave(Reason::Successor));
+    let lease = first.lease();
+    let second = successor.join().unwrap();
+    let mut draining = first.begin_drain().unwrap();
+    assert!(!draining.process().unwrap(), "as long as something is in flight");
+    assert!(draining.left().is_some_and(|left| left > Duration::from_secs(30_000_000)));
+    drop(lease);
+    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    while !draining.process().unwrap() {
+        assert!(std::time::Instant::now() < end);
+    }
+    let Drained::Done(summary) = draining.drained().unwrap() else { panic!("it resumed") };
+    assert!(!summary.forced);
+    assert!(matches!(second.drain().unwrap(), Drained::Done(_)));
+    assert!(Client::connect(scene.control(), Duration::MAX).is_err(), "nobody listens any more");
 }

@@ -47,6 +47,7 @@ enum End {
 
 impl Draining {
     pub(crate) fn new(driver: Box<Driver>) -> Draining {
+        driver.tell_of_notices();
         Draining { driver, end: None }
     }
 

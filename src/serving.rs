@@ -91,6 +91,7 @@ pub struct Serving {
 
 impl Serving {
     pub(crate) fn new(driver: Box<Driver>) -> Serving {
+        driver.tell_of_notices();
         Serving { driver, left: None, stands_by: false }
     }
 

@@ -374,6 +374,13 @@ impl Driver {
         self.set_timer()
     }
 
+    /// At a change of stage: what the stage before has left belongs to this one, which may wait before it looks.
+    pub(crate) fn tell_of_notices(&self) {
+        if !self.notices.is_empty() {
+            self.wake.again();
+        }
+    }
+
     /// Does everything that can be done without waiting. To be called whenever the descriptor is readable.
     pub(crate) fn process(&mut self) -> Result<()> {
         self.enter()?;
