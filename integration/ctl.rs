@@ -13,6 +13,7 @@ use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
 
 use self::stage::{CTL, Place, Run, Running, Service, eventually, heeded, is_alive};
+use crate::puppet::Scene;
 
 mod check;
 mod hold;
@@ -23,7 +24,7 @@ mod stop;
 #[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let place = Place::new();
-    let wrong: [&[&str]; 12] = [
+    let wrong: [&[&str]; 14] = [
         &["bogus"],
         &["wait"],
         &["wait", "--ready", "--drained"],
@@ -34,6 +35,8 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["completions", "csh"],
         &["drain"],
         &["drain", "extend"],
+        &["upgrade", "--probation", "0s", "--", "true"],
+        &["upgrade", "--probation", "999ms", "--check", "true", "--", "true"],
         &["check", "--only", "nosuchcase"],
         &["check", "--only", "die-hello", "--gentle"],
     ];
@@ -45,6 +48,9 @@ fn a_wrong_command_line_is_exit_code_2() {
         assert_eq!((run.code, run.stderr.as_str()), (2, ""), "{arguments:?}");
         assert_eq!(run.json()["error"]["code"], "usage", "{arguments:?}");
     }
+    // With the name of what is missing, and not only that something is.
+    let run = place.run(&["--json", "drain", "extend"]);
+    assert!(run.json()["error"]["message"].as_str().unwrap().contains("<DURATION>"), "{}", run.stdout);
 }
 
 #[test]
@@ -59,6 +65,25 @@ fn a_control_socket_has_to_be_given() {
         assert_eq!(run.code, 2, "{command:?}");
         let error = &run.json()["error"];
         assert!(error["code"] == "usage" && error["hint"].as_str().unwrap().contains("HEIRLOOM_SOCKET"));
+    }
+    // An empty variable is as good as none, and not every command needs it.
+    let with_empty = |command: &str| Run::of(Command::new(CTL).arg(command).env("HEIRLOOM_SOCKET", ""));
+    assert_eq!(with_empty("man").code, 0);
+    let run = with_empty("status");
+    assert!(run.code == 2 && run.stderr.contains("no control socket given"), "{}", run.stderr);
+}
+
+/// A start that may take a second does not wait five for an answer.
+#[test]
+fn a_rehearsal_and_a_keeper_wait_no_longer_than_they_are_told_to() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    first.freeze();
+    for command in ["handoff", "keep"] {
+        let arguments = ["--timeout", "300ms", command];
+        let run = Run::of(Command::new(CTL).args(arguments).env("HEIRLOOM_SOCKET", scene.control()));
+        assert_eq!(run.code, 1, "{command}: {}", run.stderr);
+        assert!(run.stderr.contains("300ms") && !run.stderr.contains("5s"), "{command}: {}", run.stderr);
     }
 }
 

@@ -1,12 +1,14 @@
 //! What a successor and an operator know of the processes that drain, and how they steer them.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use heirloom::{DrainStatus, Error, Status};
 use serde_json::{Value, json};
 
+use crate::ctl::stage::{CTL, Run};
 use crate::puppet::{PATIENCE, Puppet, Scene};
 use crate::strace::Strace;
 
@@ -384,6 +386,22 @@ fn of_seventeen_that_drain_the_oldest_is_left_out() {
         assert_eq!(puppet.event("drained")["forced"], true);
     }
     scene.status_where(|status| status.drainers.is_empty());
+}
+
+/// Who waits until all have drained waits for those before the predecessor as well.
+#[test]
+fn a_wait_for_the_end_of_all_drains_sees_each_of_them() {
+    let scene = Scene::new();
+    let (mut first, _second) = drainer_and_owner(&scene, json!({}));
+    let (_third, _) = scene.serve("3", json!({}));
+    scene.status_where(|status| generations(status) == [1] && status.predecessor.is_none());
+    let wait = |timeout: &str| {
+        let arguments = ["--timeout", timeout, "wait", "--drained"];
+        Run::of(Command::new(CTL).args(arguments).env("HEIRLOOM_SOCKET", scene.control()))
+    };
+    assert_eq!(wait("300ms").code, 1);
+    first.ask(json!({"do": "end-lease"}));
+    assert_eq!(wait("2m").code, 0);
 }
 
 /// The next takeover may be over before the predecessor has told of its drain; then its word goes the whole way.

@@ -414,7 +414,9 @@ impl Error {
             Error::Deadline {
                 waiting_for: "the owner" | "the owner to accept" | "a status" | "an answer of the owner",
                 ..
-            } => "look at that process: it may be stopped (state T in ps; kill -CONT continues it) or busy".to_owned(),
+            } => "look at that process: it may be stopped (state T in ps; kill -CONT continues it) or busy; ctl rescue takes \
+                  the service from one that does not come back"
+                .to_owned(),
             Error::Superseded => "start again: the service has a new owner to take over from".to_owned(),
             Error::LinkLost => "start again; the predecessor's log says why it closed the connection".to_owned(),
             Error::Nobody { .. } => "start the service, or check --socket and HEIRLOOM_SOCKET".to_owned(),

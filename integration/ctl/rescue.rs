@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use heirloom::TakeoverRecord;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -179,6 +180,11 @@ fn a_rescue_beside_two_stopped_parties_has_the_service() {
     assert_eq!(look.json()["ends"], json!([{"pid": first.pid(), "state": "T"}]));
     let mut rescue = Running::new(&mut ctl(&["--yes"]));
     scene.status_where(|status| status.generation == 2 && status.pid == rescue.pid());
+    let history = scene.client().history().unwrap();
+    let [TakeoverRecord { outcome, from: Some(from), cause: Some(cause), .. }] = &history[..] else {
+        panic!("{history:?}")
+    };
+    assert_eq!((outcome.as_str(), from.pid, cause.code.as_str()), ("taken-over", first.pid(), "rescued"));
     // It had everything of the dead, and was to own next: somebody else does.
     second.thaw();
     assert_eq!(second.failure()["kind"], "Superseded");

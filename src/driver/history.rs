@@ -309,6 +309,18 @@ impl Driver {
         self.journal.add(record.end(Outcome::ColdStart, started.ago_ms(), None));
     }
 
+    /// This process has taken the service from one that did not answer. What that one remembered is lost with it.
+    #[cfg(feature = "ctl")]
+    pub(super) fn note_rescue(&mut self, dead: &Who) {
+        let (started, generation) = (self.journal.started, self.generation());
+        self.journal.origin = started;
+        let from = side(Some(generation.saturating_sub(1)), dead);
+        let record = TakeoverRecord::begin(started.unix_ms, Some(from), self.side(Some(generation)));
+        let message = "it did not answer, and was ended".to_owned();
+        let cause = Cause { code: "rescued".to_owned(), message };
+        self.journal.add(record.end(Outcome::TakenOver, started.ago_ms(), Some(cause)));
+    }
+
     /// A step of the change that made this process the owner, which is past its outcome.
     pub(super) fn note_later_step(&mut self, step: &str) {
         let generation = self.generation();

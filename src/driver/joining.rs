@@ -144,7 +144,7 @@ impl Driver {
         let deadlines = self.settings.deadlines;
         self.note_attempt();
         let mut out = Vec::new();
-        let mut successor = Successor::new(hello, deadlines.handshake, deadlines.probe, &mut out);
+        let mut successor = Successor::new(hello, deadlines.answer(), deadlines.probe, &mut out);
         if self.settings.demands_probation {
             successor.demand_probation();
         }
@@ -327,7 +327,7 @@ impl Driver {
         };
         let cause = self.cause.take();
         if again == Some(starter::Input::Silent) {
-            warn!("the owner did not answer for {:?}: trying on", self.settings.deadlines.handshake);
+            warn!("the owner did not answer for {:?}: trying on", self.settings.deadlines.answer());
         }
         // Nothing of this attempt may stay: not a lock, not a listener.
         self.drop_attempt();

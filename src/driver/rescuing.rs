@@ -9,7 +9,7 @@ use log::{info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Driver, Notice, Settings, monotonic};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Who};
 use crate::lock::lock_path;
 use crate::rescue::Wreck;
 use crate::table::{Descriptor, Held};
@@ -34,6 +34,10 @@ impl Driver {
         driver.family.backlog = wreck.inventory.backlog;
         driver.family.inode = wreck.inventory.path_inode;
         driver.inherit_hold(wreck.inventory.hold_at(monotonic().as_millis() as u64));
+        let dead = Who {
+            pid: wreck.processes.first().map_or(0, |process| process.pid),
+            app_version: wreck.inventory.app_version,
+        };
         for (entry, fd) in wreck.descriptors {
             driver.table.insert(Held::received(entry, Descriptor::Plain(Arc::new(fd))));
         }
@@ -69,6 +73,7 @@ impl Driver {
             let _ = poll(&mut [], PollTimeout::try_from(PAUSE).unwrap_or(PollTimeout::ZERO));
         };
         driver.become_owner(generation);
+        driver.note_rescue(&dead);
         driver.start_control();
         info!("starting: rescued {} entries, generation {generation}", driver.table.len());
         driver.notices.push_back(Notice::Started);

@@ -65,6 +65,13 @@ pub(crate) struct Deadlines {
     pub(crate) grace: Duration,
 }
 
+impl Deadlines {
+    /// How long a start waits for an answer: no longer than all of it may take.
+    pub(crate) fn answer(&self) -> Duration {
+        self.handshake.min(self.start)
+    }
+}
+
 impl Default for Deadlines {
     fn default() -> Deadlines {
         Deadlines {

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::check;
@@ -33,6 +33,7 @@ pub(crate) struct Cli {
 pub(crate) struct Global {
     /// Control socket of the service
     #[arg(long, value_name = "PATH", global = true, env = "HEIRLOOM_SOCKET", hide_env_values = true)]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from), value_hint = ValueHint::AnyPath)]
     socket: Option<PathBuf>,
 
     /// How long to wait at most, such as 500ms, 5s or 2m
@@ -54,9 +55,9 @@ pub(crate) struct Global {
 impl Global {
     /// The control socket. There is no default: the wrong service would be worse than none.
     pub(crate) fn socket(&self) -> Result<&Path, Failure> {
-        self.socket
-            .as_deref()
-            .ok_or_else(|| Failure::usage("no control socket given").hint("use --socket PATH, or set HEIRLOOM_SOCKET"))
+        // An empty variable is as good as none.
+        let given = self.socket.as_deref().filter(|path| !path.as_os_str().is_empty());
+        given.ok_or_else(|| Failure::usage("no control socket given").hint("use --socket PATH, or set HEIRLOOM_SOCKET"))
     }
 
     pub(crate) fn timeout(&self) -> Option<Duration> {
@@ -416,7 +417,7 @@ Exit codes: 0 the new version serves; 1 it does not, and the old one still serve
 version directly; 4 nobody answered in the end, so that the outcome is unknown.")]
 pub(crate) struct UpgradeArgs {
     /// How long the old version stands by once the new one owns, 24h at most
-    #[arg(long, value_name = "DURATION", value_parser = time::up_to_a_day)]
+    #[arg(long, value_name = "DURATION", value_parser = time::of_a_probation)]
     pub(crate) probation: Option<Duration>,
 
     /// Shell command that tells by its exit code whether the new version is as it should be

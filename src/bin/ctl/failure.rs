@@ -67,6 +67,13 @@ impl Failure {
         })
     }
 
+    /// Nobody listens, with a hint for this command, unless nobody can at that path.
+    pub(crate) fn nobody(error: Error, hint: &str) -> Failure {
+        let mistaken = matches!(&error, Error::Nobody { path } if mistaken(path).is_some());
+        let failure = Failure::from(error);
+        if mistaken { failure } else { failure.hint(hint) }
+    }
+
     /// Nobody knows what came of it.
     pub(crate) fn unknown(self) -> Failure {
         self.with(|told| told.exit = UNKNOWN)

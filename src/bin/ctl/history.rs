@@ -57,6 +57,9 @@ fn record(record: &TakeoverRecord) -> Value {
 }
 
 fn text(records: &[TakeoverRecord]) -> String {
+    if records.is_empty() {
+        return "nothing is remembered".to_owned();
+    }
     let rows = records.iter().map(|record| {
         [
             time::timestamp(record.began).unwrap_or_default(),

@@ -29,7 +29,11 @@ pub(crate) fn run(global: &Global, args: &HoldArgs, printer: Printer) -> Result<
             Err(error) if is_passing(&error) && Instant::now() < until => {
                 follow::wait(&mut [], Some(until.min(Instant::now() + PAUSE)))?;
             }
-            Err(error) => return Err(Failure::from(error).or_unknown()),
+            Err(error @ Error::Deadline { .. }) => {
+                let hint = "an owner that was stopped may still do it when it goes on: ctl status tells";
+                return Err(Failure::from(error).or_unknown().hint(hint));
+            }
+            Err(error) => return Err(error.into()),
         }
     };
     let text = || match &status.hold {

@@ -96,7 +96,9 @@ fn misused(arguments: &[OsString], error: &clap::Error) -> ExitCode {
     let mut ours = arguments.iter().take_while(|argument| *argument != "--");
     if !help && ours.any(|argument| argument == "--json") {
         let text = error.render().to_string();
-        let message = text.lines().next().unwrap_or_default();
+        // What is missing stands below the first line, each in one of its own.
+        let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let message = lines.join(" ");
         return Failure::usage(message.trim_start_matches("error: ")).tell(Printer::new(true));
     }
     // Where it cannot be written there is nobody to tell.

@@ -79,8 +79,10 @@ fn explained(error: Error) -> Failure {
     match errno {
         Some(Errno::EPERM | Errno::EACCES) => Failure::from(error).hint(tracing()),
         Some(Errno::ENOSYS) => Failure::from(error).hint("this takes Linux 5.6; end the process, and start anew"),
-        _ if matches!(error, Error::Nobody { .. }) => Failure::from(error)
-            .hint("no process that this user can see has anything of it: start the service, or run as root"),
+        _ if matches!(error, Error::Nobody { .. }) => Failure::nobody(
+            error,
+            "no process that this user can see has anything of it: start the service, or run as root",
+        ),
         _ => error.into(),
     }
 }

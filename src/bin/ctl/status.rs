@@ -143,6 +143,9 @@ pub(crate) fn brief(status: &Status) -> String {
     if let Some(hold) = &status.hold {
         line.push_str(&format!("; hold: {}", held(hold)));
     }
+    for keeper in &status.keepers {
+        line.push_str(&format!("; kept by {}", who(keeper.pid, &keeper.app_version)));
+    }
     line
 }
 

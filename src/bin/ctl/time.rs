@@ -23,10 +23,13 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The longest probation that an owner grants is a day.
-pub(crate) fn up_to_a_day(text: &str) -> Result<Duration, String> {
-    let duration = parse(text)?;
-    if duration <= DAY { Ok(duration) } else { Err("it is 24h at most".to_owned()) }
+/// The longest probation that an owner grants is a day, and without any time there is none.
+pub(crate) fn of_a_probation(text: &str) -> Result<Duration, String> {
+    match parse(text)? {
+        Duration::ZERO => Err("it takes some time".to_owned()),
+        duration if duration > DAY => Err("it is 24h at most".to_owned()),
+        duration => Ok(duration),
+    }
 }
 
 /// A duration, whole milliseconds.
@@ -81,8 +84,8 @@ mod tests {
 
     #[test]
     fn a_probation_has_a_day() {
-        assert_eq!(up_to_a_day("24h"), Ok(DAY));
-        assert!(up_to_a_day("24h1ms").is_err() && up_to_a_day("soon").is_err());
+        assert_eq!(of_a_probation("24h"), Ok(DAY));
+        assert!(["24h1ms", "0s", "soon"].into_iter().all(|text| of_a_probation(text).is_err()));
     }
 
     #[test]

@@ -35,6 +35,8 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 const TAKE_BACK: Duration = Duration::from_secs(5);
 /// How long a rollback may take: the release of the new one and the commit of the old one are in it.
 const TAKE_BACK_ASKED: Duration = Duration::from_secs(30);
+/// The shortest probation in which a check is sure to run.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// How long before the end of a probation the last check is over, so that there is time for a rollback.
 const MARGIN: Duration = Duration::from_secs(1);
 /// How long a program that is not wanted any more may take to end by itself.
@@ -50,11 +52,14 @@ pub(crate) fn run(global: &Global, args: &UpgradeArgs, printer: Printer) -> Resu
     let within = global.timeout_or(TIMEOUT);
     let program = args.command.first().ok_or_else(|| Failure::usage("a program is missing"))?;
     program::check(program)?;
+    if args.check.is_some() && args.probation.is_some_and(|time| time < SHORTEST) {
+        return Err(Failure::usage("with --check a --probation takes 1s at least: the check is to run in it"));
+    }
     // Watched from before the start on: no step goes by unseen.
     let mut follow = Follow::new(&socket);
     let from = follow.known_owner(PATIENCE.min(within)).map_err(|error| match error {
         Error::Nobody { .. } => {
-            Failure::from(error).hint("nothing to upgrade: start the first version directly, without ctl")
+            Failure::nobody(error, "nothing to upgrade: start the first version directly, without ctl")
         }
         error => error.into(),
     })?;
@@ -245,7 +250,9 @@ impl Upgrade {
     /// The new one owns. Where there is a check it has to stand that for as long as it is on probation.
     fn serves(mut self, to: &Status) -> Result<ExitCode, Failure> {
         if self.wish.is_some() && to.probation.is_none() {
-            self.printer.say("no probation: the new version knows of none, or it is over already");
+            let unchecked = if self.check.is_some() { ", and nothing was checked" } else { "" };
+            let none = "no probation: the new version knows of none, or it is over already";
+            self.printer.say(&format!("{none}{unchecked}"));
         }
         let check = self.check.take().filter(|_| to.probation.is_some());
         let Some(check) = check else { return self.done(to, 0) };

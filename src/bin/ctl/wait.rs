@@ -60,7 +60,7 @@ enum Seen {
 fn is_so(args: &WaitArgs, status: &Status) -> bool {
     match args.generation {
         Some(generation) => owns(status) && status.generation >= generation,
-        None if args.drained => owns(status) && status.predecessor.is_none() && status.probation.is_none(),
+        None if args.drained => owns(status) && status::drainers(status).is_empty() && status.probation.is_none(),
         None => is_ready(status),
     }
 }
