@@ -450,7 +450,7 @@ impl Error {
                 | PathProblem::Symlink
                 | PathProblem::NotOurs { .. }
                 | PathProblem::Linked
-                | PathProblem::NotPlain => "move it away, or use another path".to_owned(),
+                | PathProblem::NotPlain => "check the path; if it is right, move away what is there".to_owned(),
                 PathProblem::Occupied => {
                     "the lock file was removed while its owner lives: stop that process first".to_owned()
                 }

@@ -397,10 +397,10 @@ pub(crate) struct RollbackArgs {
 ///
 /// With --probation the old version stands by for so long, whatever CMD asks for: it keeps everything, and serves again
 /// at once should the new one die. ctl does not wait for its end: `ctl confirm` and `ctl rollback` end it before its
-/// time. With --check as well, ctl stays: it runs the check each second, 10s at most each time, until the time has passed
-/// and the new version is confirmed. When the check fails once, or on Ctrl-C, ctl gives the service back to the old
-/// version; a new version that does not even answer is ended. The check sees HEIRLOOM_SOCKET; its exit code and its last
-/// line on stderr are in the reason.
+/// time. (--timeout is for the time until the new version owns.) With --check as well, ctl stays: it runs the check
+/// each second, 10s at most each time, until the time has passed and the new version is confirmed. When the check fails
+/// once, or on Ctrl-C, ctl gives the service back to the old version; a new version that does not even answer is ended.
+/// The check sees HEIRLOOM_SOCKET; its exit code and its last line on stderr are in the reason.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

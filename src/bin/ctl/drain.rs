@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, command: &DrainCommand, printer: Printer) -> 
         }
         DrainCommand::Finish { generation } => {
             steer(socket, within, |client| client.finish_drain(generation))?;
-            printer.say("the drain has ended");
+            printer.say("it was told to end its drain now, whatever is in flight");
             Some(("finished", json!(true)))
         }
     };
