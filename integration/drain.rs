@@ -402,6 +402,10 @@ fn a_wait_for_the_end_of_all_drains_sees_each_of_them() {
     assert_eq!(wait("300ms").code, 1);
     first.ask(json!({"do": "end-lease"}));
     assert_eq!(wait("2m").code, 0);
+    // The takeover with which it began to drain is whole now, though its owner of then is gone.
+    let history = scene.client().history().unwrap();
+    let second = history.iter().find(|record| record.to.as_ref().is_some_and(|to| to.generation == Some(2))).unwrap();
+    assert_eq!(second.steps.last().unwrap().step, "drained", "{second:?}");
 }
 
 /// The next takeover may be over before the predecessor has told of its drain; then its word goes the whole way.

@@ -208,6 +208,8 @@ impl Driver {
                     known.forced = Some(bye.forced);
                     // Its process has to do with the service in another way from here on, or in none.
                     if bye.stays && !known.predecessor {
+                        let generation = known.drain.generation;
+                        self.note_drainers_end(generation, "drained");
                         return self.forget_drainer(id);
                     }
                     if bye.stays && self.link.is_none() && self.elder.is_some() {
@@ -247,6 +249,8 @@ impl Driver {
                 None => "without a word",
             };
             info!("{}, which drained, has ended: {end}", known.drain.who);
+            let (generation, step) = (known.drain.generation, known.forced.map_or("gone", |_| "drained"));
+            self.note_drainers_end(generation, step);
         }
         self.forget_drainer(id);
     }

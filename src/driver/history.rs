@@ -337,6 +337,16 @@ impl Driver {
         }
     }
 
+    /// The end of a process that drained before the predecessor: a step of the takeover with which it began to drain.
+    pub(super) fn note_drainers_end(&mut self, generation: Option<u64>, step: &str) {
+        let Some(next) = generation.and_then(|generation| generation.checked_add(1)) else { return };
+        if let Some(record) = self.journal.history.newest(Outcome::TakenOver, next) {
+            // Its owner of then has measured the others.
+            record.step(step, unix_ms().saturating_sub(record.began));
+            self.journal.news = true;
+        }
+    }
+
     /// Tells a successor what is remembered, where it takes it: with the offer, and again before the release where
     /// something has come since.
     pub(super) fn tell_heir_history(&mut self, peer: Peer, again: bool) {
