@@ -605,14 +605,16 @@ fn a_path_that_was_swapped_is_not_opened_to_guests() {
     std::fs::write(scene.path("precious"), "").unwrap();
     set_mode(scene.path("precious"), 0o600);
     let mut second = scene.warm("2", json!({"allow_uids": [GUEST]}));
-    std::fs::rename(scene.control(), &aside).unwrap();
-    symlink(scene.path("precious"), scene.control()).unwrap();
+    // In one step each: an owner whose path is gone makes it again.
+    std::fs::hard_link(scene.control(), &aside).unwrap();
+    symlink(scene.path("precious"), scene.path("swap")).unwrap();
+    std::fs::rename(scene.path("swap"), scene.control()).unwrap();
     second.ask(json!({"do": "ready"}));
     second.event("serving");
     first.event("leave");
     assert_eq!(mode(scene.path("precious")), 0o600);
-    std::fs::remove_file(scene.control()).unwrap();
-    std::fs::hard_link(&other, scene.control()).unwrap();
+    std::fs::hard_link(&other, scene.path("swap")).unwrap();
+    std::fs::rename(scene.path("swap"), scene.control()).unwrap();
     let mut third = Puppet::new();
     // The way in is kept by another name.
     third.ask(scene.begin("3", json!({"allow_uids": [GUEST], "start_ms": 500})));
