@@ -170,7 +170,8 @@ impl Serving {
     ///
     /// # Errors
     /// As for [`process`](Serving::process), and whatever accept(2) says but for errors of the one connection. `EMFILE`
-    /// comes back to the caller: end something, then accept again.
+    /// comes back to the caller: end something, then accept again. `EINVAL` is what a new listener says that another program
+    /// was faster with after the commit: the [report](Serving::report) has it as missing, and all others serve.
     pub fn accept<L: Accept>(&mut self, listener: &L) -> Result<Option<(L::Stream, L::Address)>> {
         loop {
             while let Some(event) = self.process()? {

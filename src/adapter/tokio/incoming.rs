@@ -41,7 +41,8 @@ impl<L: Accept> Incoming<L> {
     /// the drop of this value, as it waits for what is in flight.
     ///
     /// # Errors
-    /// Whatever accept(2) says but for errors of the one connection. After `EMFILE` or `ENFILE`, wait a little.
+    /// Whatever accept(2) says but for errors of the one connection. After `EMFILE` or `ENFILE`, wait a little. `EINVAL` is
+    /// what a new listener says that another program was faster with after the commit: the report has it as missing.
     pub async fn accept(&mut self) -> io::Result<Option<(Leased<L::Stream>, L::Address)>> {
         loop {
             let phase = self.turns.borrow_and_update().phase();
