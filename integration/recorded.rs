@@ -793,6 +793,20 @@ fn an_owner_that_ends_the_takeover_is_quoted() {
     elder.assert_nothing_was_kept();
 }
 
+/// A predecessor's part with this offer, until it has let go.
+fn release(elder: &Elder, offer: &str) -> (Peer, u64) {
+    let (mut peer, nonce) = elder.greet();
+    assert!(lock(&elder.own, 1, libc::F_RDLCK));
+    peer.say_with(offer, &elder.numbers(false, nonce));
+    pipe(elder, &mut peer);
+    assert_eq!(peer.expect(7).field("descriptors"), 5);
+    let ready = std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
+    assert_eq!(ready.field("adopted"), 1);
+    assert!(lock(&elder.own, 0, libc::F_UNLCK));
+    peer.say_with("owner-released", &[("<nonce>", nonce)]);
+    (peer, nonce)
+}
+
 /// A predecessor that knows nothing but `wire.md` hands over to this library.
 #[test]
 fn a_predecessor_from_bytes_hands_over() {
@@ -800,15 +814,7 @@ fn a_predecessor_from_bytes_hands_over() {
     let playing = thread::spawn({
         let elder = elder.clone();
         move || {
-            let (mut peer, nonce) = elder.greet();
-            assert!(lock(&elder.own, 1, libc::F_RDLCK));
-            peer.say_with("owner-offer", &elder.numbers(false, nonce));
-            pipe(&elder, &mut peer);
-            assert_eq!(peer.expect(7).field("descriptors"), 5);
-            let ready = std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
-            assert_eq!(ready.field("adopted"), 1);
-            assert!(lock(&elder.own, 0, libc::F_UNLCK));
-            peer.say_with("owner-released", &[("<nonce>", nonce)]);
+            let (mut peer, _) = release(&elder, "owner-offer");
             assert_eq!(peer.expect(11).field("generation"), GENERATION + 1);
             peer.expect(12);
             assert!(lock(&elder.own, 1, libc::F_UNLCK));
@@ -850,13 +856,7 @@ fn a_predecessor_that_knows_no_hold_takes_back_during_one() {
     let playing = thread::spawn({
         let elder = elder.clone();
         move || {
-            let (mut peer, nonce) = elder.greet();
-            assert!(lock(&elder.own, 1, libc::F_RDLCK));
-            peer.say_with("owner-offer-probation", &elder.numbers(false, nonce));
-            pipe(&elder, &mut peer);
-            std::iter::from_fn(|| peer.hear()).find(|frame| frame.kind == 9).unwrap();
-            assert!(lock(&elder.own, 0, libc::F_UNLCK));
-            peer.say_with("owner-released", &[("<nonce>", nonce)]);
+            let (mut peer, nonce) = release(&elder, "owner-offer-probation");
             assert_eq!(peer.expect(11).field("probation_ms"), 60_000);
             // Nothing in between: no word of the hold that has begun meanwhile.
             let back = peer.expect(TAKE_BACK);
