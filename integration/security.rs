@@ -478,9 +478,9 @@ fn descriptors_for_the_owner_are_refused_at_the_sender() {
         drop(stream);
         assert_eq!(settled(&mut first, &before), before);
         assert_eq!(visit(&address).pid, first.pid());
-        let (next, _) = scene.serve("next", json!({}));
+        let (mut next, _) = scene.serve("next", json!({}));
         assert_eq!(first.exit_code(), Some(0));
-        scene.status_where(|status| status.predecessor.is_none());
+        next.event("predecessor-gone");
         first = next;
     }
 }
@@ -686,6 +686,8 @@ fn a_forked_child_without_exec_is_told_so_and_leaves_everything_as_it_is() {
             {"kind": "unix", "name": "local", "address": unix},
         ]}),
     );
+    let mut client = scene.client();
+    client.status().unwrap();
     let before = first.ask(json!({"do": "descriptors"}));
     assert_eq!(first.ask(json!({"do": "fork"}))["ok"], true);
     assert_eq!(first.event("forked")["codes"], json!(["forked", "forked", "forked", "forked"]));
@@ -693,6 +695,7 @@ fn a_forked_child_without_exec_is_told_so_and_leaves_everything_as_it_is() {
     assert_eq!(first.ask(json!({"do": "descriptors"})), before);
     assert!(scene.control().exists() && unix.exists());
     assert_eq!(visit(&address).pid, first.pid());
+    assert_eq!(client.status().unwrap().pid, first.pid(), "he is not hung up on");
     let (second, _) = scene.serve("2", json!({}));
     assert_eq!(first.exit_code(), Some(0));
     assert_eq!(visit(&address).pid, second.pid());

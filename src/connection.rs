@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -58,6 +59,8 @@ pub(crate) enum Flush {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
+    /// The process that made this: a child that was forked from it has a copy.
+    maker: u32,
     assembler: Assembler,
     /// Descriptors of the header whose body is still coming.
     arrived: Vec<OwnedFd>,
@@ -93,6 +96,7 @@ impl Connection {
     pub(crate) fn new(stream: UnixStream, pidfd: Option<OwnedFd>) -> Connection {
         Connection {
             stream,
+            maker: std::process::id(),
             assembler: Assembler::default(),
             arrived: Vec::new(),
             truncated: false,
@@ -277,6 +281,18 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// Whoever is at the other end learns of it now, and not only when the last copy is closed: a child that this process
+    /// is just starting has one until it executes its program, and one that it forked without that has one as long as it
+    /// lives. Such a child closes its copy, and the connection goes on.
+    fn drop(&mut self) {
+        if std::process::id() == self.maker {
+            // Fails where the other end is gone already, which is as well.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Whether the kernel lacks something that it will have again: such a connection is not broken.
 fn is_shortage(error: &io::Error) -> bool {
     use nix::libc::{ENOBUFS, ENOMEM, ETOOMANYREFS};
@@ -314,6 +330,20 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// A copy that a child of this process has keeps nobody in the belief that somebody is there; what was said before
+    /// arrives.
+    #[test]
+    fn what_is_dropped_is_closed_though_there_is_a_copy() {
+        let (mut writer, mut reader) = both_ends();
+        let _copy = writer.stream.try_clone().unwrap();
+        writer.send(&Confirmed {}.into());
+        assert_eq!(writer.flush(), Flush::Empty);
+        drop(writer);
+        let mut receiver = Receiver::new();
+        assert!(matches!(reader.read(&mut receiver), Incoming::Frame(..)));
+        assert!(matches!(reader.read(&mut receiver), Incoming::End));
     }
 
     /// Who does not read fills no memory, whatever happens meanwhile, and is told how it is in the end.

@@ -33,7 +33,7 @@ const fn call(name: &'static str, errors: &'static [&'static str]) -> Call {
 }
 
 /// Every call that the thread of a handoff makes in a takeover, but those in [`ASIDE`]; a test holds it against strace.
-pub(crate) const CALLS: [Call; 34] = [
+pub(crate) const CALLS: [Call; 35] = [
     call("accept4", &["EMFILE", "ECONNABORTED", "ENOMEM"]),
     // Linux frees the descriptor whatever close(2) says; strace could only keep it open, which no kernel does.
     call("close", &[]),
@@ -68,6 +68,8 @@ pub(crate) const CALLS: [Call; 34] = [
     call("sendmsg", &["ETOOMANYREFS", "ENOMEM", "EINTR"]),
     call("sendto", &["ENOBUFS", "ENOMEM", "EINTR"]),
     call("setsockopt", &["ENOPROTOOPT", "ENOMEM"]),
+    // The other end may be gone already.
+    call("shutdown", &["ENOTCONN"]),
     call("socket", &["EMFILE", "ENOBUFS"]),
     call("socketpair", &["EMFILE", "ENOBUFS"]),
     call("statx", &["EIO", "EACCES"]),
