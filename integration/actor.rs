@@ -573,6 +573,7 @@ impl Actor {
     /// Everything is here: claims and gets ready, where the options say so.
     fn started(&mut self, starting: Starting) {
         let entries: Vec<&str> = starting.entries().map(|entry| entry.name.as_str()).collect();
+        let retired: Vec<bool> = starting.entries().map(|entry| entry.retired).collect();
         let failed = starting
             .entries()
             .flat_map(|entry| starting.checks(&entry.name))
@@ -585,6 +586,7 @@ impl Actor {
                 "generation": starting.generation(),
                 "predecessor": starting.predecessor(),
                 "entries": entries,
+                "retired": retired,
                 "failed_checks": failed,
             }),
         );

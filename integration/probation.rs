@@ -7,6 +7,7 @@ use heirloom::{Error, Phase};
 use serde_json::{Value, json};
 
 use crate::puppet::{Puppet, Scene};
+use crate::starting::settled;
 use crate::visitor::{Load, answer, visit};
 
 /// Longer than any of these tests takes.
@@ -338,6 +339,7 @@ fn one_that_is_stopped_past_its_probation_is_waited_for() {
 fn an_operator_asks_for_a_probation_that_the_program_does_not_know_of() {
     let scene = Scene::new();
     let (mut first, address) = scene.serve("1", json!({}));
+    let before = first.ask(json!({"do": "descriptors"}));
     let mut client = scene.client();
     client.want_probation(Duration::from_secs(600)).unwrap();
     let (mut second, _) = scene.serve("2", json!({}));
@@ -347,6 +349,7 @@ fn an_operator_asks_for_a_probation_that_the_program_does_not_know_of() {
     assert_eq!(second.exit_code(), Some(0));
     // As long as he is there, and no longer.
     drop(client);
+    assert_eq!(settled(&mut first, &before), before);
     let (third, _) = scene.serve("3", json!({}));
     assert_eq!(first.exit_code(), Some(0));
     assert_eq!(visit(&address).pid, third.pid());

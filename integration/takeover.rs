@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::puppet::{Puppet, Scene};
+use crate::starting::settled;
 use crate::visitor::{self, Load, visit, visit_unix};
 
 #[test]
@@ -391,6 +392,7 @@ fn a_rehearsal_shows_everything_and_changes_nothing() {
         first.events().into_iter().map(|event| event["event"].clone()).collect::<Vec<Value>>(),
         [json!("started"),]
     );
+    assert_eq!(settled(&mut first, &before), before);
     assert_eq!(targets(&first.ask(json!({"do": "descriptors"}))), targets(&before));
 }
 
