@@ -300,7 +300,7 @@ fn a_relative_path_is_resolved_once() {
     first.ask(json!({"do": "chdir", "folder": "/"}));
     // The owner makes a path that was removed again: where it was.
     std::fs::remove_file(scene.control()).unwrap();
-    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    let end = std::time::Instant::now() + PATIENCE;
     while !scene.control().exists() {
         assert!(std::time::Instant::now() < end, "the control path is not made again");
         std::thread::yield_now();
@@ -350,7 +350,7 @@ fn a_stop_that_comes_with_the_commit_makes_the_descriptor_readable() {
     let stopper = handoff.stopper().unwrap();
     let mut committing = handoff.start().unwrap().begin_ready().unwrap();
     stopper.stop();
-    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    let end = std::time::Instant::now() + PATIENCE;
     while !committing.process().unwrap() {
         assert!(std::time::Instant::now() < end);
     }
@@ -383,7 +383,7 @@ fn no_limit_is_too_long() {
     assert!(!draining.process().unwrap(), "as long as something is in flight");
     assert!(draining.left().is_some_and(|left| left > Duration::from_secs(30_000_000)));
     drop(lease);
-    let end = std::time::Instant::now() + crate::puppet::PATIENCE;
+    let end = std::time::Instant::now() + PATIENCE;
     while !draining.process().unwrap() {
         assert!(std::time::Instant::now() < end);
     }

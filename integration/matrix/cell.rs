@@ -119,7 +119,7 @@ impl Cell {
         let serving = first.puppet.event("serving");
         let [address, queue] = ["web", "queue"].map(|name| serving["addresses"][name].as_str().unwrap().to_owned());
         let inode = first.state().unwrap()["inode"].as_u64().unwrap();
-        let owning = first.kinds();
+        let owning = first.kinds_at_rest();
         let mut second = Player::new(&scene, 2);
         if play != Play::Takeover {
             second.begin(&scene, "2", json!({"probation_ms": PROBATION}));

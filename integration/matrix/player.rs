@@ -101,6 +101,21 @@ impl Player {
         kinds
     }
 
+    /// The same while nobody is connected: a client of another cell may still knock at a port that was his until now.
+    pub(super) fn kinds_at_rest(&mut self) -> Vec<String> {
+        let end = Instant::now() + SETTLED;
+        loop {
+            let free = |player: &mut Player| player.puppet.ask(json!({"do": "connections"}))["ok"] == 0;
+            let before = free(self);
+            let kinds = self.kinds();
+            if before && free(self) {
+                return kinds;
+            }
+            assert!(Instant::now() < end, "somebody stays connected");
+            thread::sleep(LOOK);
+        }
+    }
+
     /// Whether its attempt is over: it could not even begin, or it said that it failed.
     pub(super) fn failed(&mut self) -> bool {
         while !self.asked.is_empty()
