@@ -341,12 +341,7 @@ impl<'a> Claim<'a> {
         // The application may have bound it to a path of its own choice.
         let own = if asked.kind == Kind::Raw { None } else { listener::bound_path((*fd).as_fd()) };
         let asked = Asked { path: asked.path.or(own.as_deref()), ..asked.clone() };
-        let mut entry = listener::describe(&asked, (*fd).as_fd()).map_err(describing)?;
-        let is_taken = || entry.path.as_deref().is_some_and(|path| listener::is_taken(path, (*fd).as_fd()));
-        if !outcome.has_path(is_taken) {
-            // Then nobody of this family removes it.
-            entry.path_inode = None;
-        }
+        let entry = listener::describe(&asked, (*fd).as_fd()).map_err(describing)?;
         let held = Held::new(entry, Descriptor::Claimed(fd.clone().into()));
         self.driver.insert(held, outcome)?;
         Ok(fd)

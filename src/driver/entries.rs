@@ -48,6 +48,7 @@ impl Driver {
     /// Where it does not listen; then it is not taken in.
     pub(crate) fn insert(&mut self, mut held: Held, outcome: Outcome) -> Result<()> {
         self.enter()?;
+        disown_foreign_path(&mut held, &outcome);
         let name = held.entry.name.clone();
         if self.is_serving() {
             let ready =
@@ -96,5 +97,13 @@ impl Driver {
         self.owner(predecessor::Input::Changed);
         self.changed = true;
         self.leave()
+    }
+}
+
+/// Forgets which file is at the path of an entry where that is not the family's: then nobody of it removes the file.
+pub(super) fn disown_foreign_path(held: &mut Held, outcome: &Outcome) {
+    let is_taken = || held.entry.path.as_deref().is_some_and(|path| listener::is_taken(path, held.fd.as_fd()));
+    if held.entry.path_inode.is_some() && !outcome.has_path(is_taken) {
+        Arc::make_mut(&mut held.entry).path_inode = None;
     }
 }

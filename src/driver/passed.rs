@@ -7,6 +7,7 @@ use std::sync::Arc;
 use log::info;
 
 use super::Driver;
+use super::entries::disown_foreign_path;
 use crate::listener::{self, Asked};
 use crate::manifest::{Entry, Kind};
 use crate::systemd::Passed;
@@ -78,13 +79,11 @@ impl Driver {
             listener::set_nonblocking(passed.fd.as_fd()).ok()?;
         }
         let asked = Asked { name, kind, requested: String::new(), path: path.as_deref(), backlog };
-        let mut entry = listener::describe(&asked, passed.fd.as_fd()).ok()?;
+        let entry = listener::describe(&asked, passed.fd.as_fd()).ok()?;
         let outcome = outcome(&passed);
-        let is_taken = || entry.path.as_deref().is_some_and(|path| listener::is_taken(path, passed.fd.as_fd()));
-        if !outcome.has_path(is_taken) {
-            entry.path_inode = None;
-        }
-        self.table.insert(Held::new(entry, Descriptor::Plain(Arc::new(passed.fd))));
+        let mut held = Held::new(entry, Descriptor::Plain(Arc::new(passed.fd)));
+        disown_foreign_path(&mut held, &outcome);
+        self.table.insert(held);
         Some(outcome)
     }
 
