@@ -654,6 +654,7 @@ fn a_path_that_another_program_has_bound_during_a_crash_is_its_own() {
     let _other = UnixListener::bind(&path).unwrap();
     let mut puppet = passed(vec![stored.into()], Some("heirloom.app"), None);
     serve(&mut puppet, &scene, "1", json!([{"kind": "unix", "name": "app", "address": path}]));
+    puppet.logged("is not alone at");
     puppet.ask(json!({"do": "stop"}));
     assert_eq!(puppet.exit_code(), Some(0));
     UnixStream::connect(&path).unwrap();

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use log::info;
+use log::{info, warn};
 
 use super::Driver;
 use crate::error::{Error, Result};
@@ -102,8 +102,16 @@ impl Driver {
 
 /// Forgets which file is at the path of an entry where that is not the family's: then nobody of it removes the file.
 pub(super) fn disown_foreign_path(held: &mut Held, outcome: &Outcome) {
-    let is_taken = || held.entry.path.as_deref().is_some_and(|path| listener::is_taken(path, held.fd.as_fd()));
-    if held.entry.path_inode.is_some() && !outcome.has_path(is_taken) {
+    let Some(path) = held.entry.path.as_deref().filter(|_| held.entry.path_inode.is_some()) else { return };
+    let is_taken = || {
+        let taken = listener::is_taken(path, held.fd.as_fd());
+        if taken {
+            let (name, path) = (&held.entry.name, String::from_utf8_lossy(path));
+            warn!("{name:?} is not alone at {path}: another socket was bound there, and clients may find that one");
+        }
+        taken
+    };
+    if !outcome.has_path(is_taken) {
         Arc::make_mut(&mut held.entry).path_inode = None;
     }
 }
