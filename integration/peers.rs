@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use heirloom::{Client, Error, Phase};
 use sendfd::SendWithFd;
 use serde_json::{Value, json};
 
+use crate::ctl::stage::eventually;
 use crate::peer::{ABORT, ACK, ASK, CONFIRMED, HELLO, OFFER, OWNING, Peer, READY, REFUSED, ROOM};
 use crate::puppet::{PATIENCE, Puppet, Scene};
 use crate::starting::settled;
@@ -322,4 +324,24 @@ fn an_owner_that_talks_nonsense_is_not_followed() {
         while listener.accept().is_ok() {}
         listener.set_nonblocking(false).unwrap();
     }
+}
+
+/// His time was up while the owner was stopped, and he has told people that nothing came of it.
+#[test]
+fn an_order_of_a_client_that_has_hung_up_is_not_followed() {
+    let scene = Scene::new();
+    let (mut first, address) = scene.serve("1", json!({}));
+    type Order = fn(&mut Client) -> Result<(), Error>;
+    let orders: [Order; 4] =
+        [Client::stop, Client::lift, |client| client.hold("too late", None), |client| client.finish_drain(None)];
+    first.freeze();
+    for order in orders {
+        let mut client = Client::connect(scene.control(), Duration::from_millis(50)).unwrap();
+        assert_eq!(order(&mut client).unwrap_err().code(), "deadline");
+    }
+    first.thaw();
+    let status = scene.status();
+    assert_eq!((status.phase, &status.hold), (Phase::Serving, &None));
+    eventually(|| (first.log().matches("has hung up: nothing is done").count() == orders.len()).then_some(()));
+    hands_over(&scene, &mut first, &address);
 }

@@ -22,6 +22,9 @@ const FULL_PAUSE: Duration = Duration::from_millis(10);
 const SHORTAGE_PAUSE: u8 = 10;
 
 /// A connection to the control socket of a service.
+///
+/// Dropping it takes an order back that the owner has not read yet, be it stopped (`SIGSTOP`) or busy: after
+/// [`Error::Deadline`] nothing comes of it when it goes on.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::fdpass::{self, Receiver};
 use crate::protocol::message::Message;
 use crate::shared::SharedFd;
@@ -118,6 +120,12 @@ impl Connection {
 
     pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
+    }
+
+    /// Whether the other side has closed, whatever of it is still to be read (`POLLHUP`, poll(2)).
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let mut look = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        poll(&mut look, PollTimeout::ZERO).is_ok_and(|found| found > 0)
     }
 
     /// Reads up to one frame.
@@ -340,7 +348,9 @@ mod tests {
         let _copy = writer.stream.try_clone().unwrap();
         writer.send(&Confirmed {}.into());
         assert_eq!(writer.flush(), Flush::Empty);
+        assert!(!reader.is_hung_up());
         drop(writer);
+        assert!(reader.is_hung_up());
         let mut receiver = Receiver::new();
         assert!(matches!(reader.read(&mut receiver), Incoming::Frame(..)));
         assert!(matches!(reader.read(&mut receiver), Incoming::End));

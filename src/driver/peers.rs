@@ -107,6 +107,13 @@ impl Driver {
         if self.is_client(peer) {
             self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
         }
+        if let Message::Ask(ask) = &message
+            && ask.question.is_order()
+            && self.connections.get(&peer).is_none_or(Connection::is_hung_up)
+        {
+            // His time was up while this process was stopped, and he has told people that nothing came of it.
+            return info!("a client wanted {:?} and has hung up: nothing is done", ask.question.as_str());
+        }
         let mut message = message;
         self.end_hold_in_time();
         if let Message::Ask(ask) = &mut message {

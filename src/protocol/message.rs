@@ -317,6 +317,13 @@ words! {
     }
 }
 
+impl Question {
+    /// Whether it is more than a question: whoever gives an order waits to hear what becomes of it.
+    pub(crate) fn is_order(self) -> bool {
+        !matches!(self, Question::Status | Question::Watch | Question::History)
+    }
+}
+
 /// The first message of a control client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Ask {
@@ -324,7 +331,7 @@ pub(crate) struct Ask {
     /// Why, for people: of `Rollback`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) reason: String,
-    /// For how long: of `Probation`; nothing takes the wish back.
+    /// For how long: of `Probation`; `None` takes the wish back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probation_ms: Option<u64>,
     /// By how much: of `ExtendDrain`.
