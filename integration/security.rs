@@ -686,8 +686,10 @@ fn a_forked_child_without_exec_is_told_so_and_leaves_everything_as_it_is() {
             {"kind": "unix", "name": "local", "address": unix},
         ]}),
     );
+    // One that watches may be silent for as long as it takes.
     let mut client = scene.client();
-    client.status().unwrap();
+    client.watch().unwrap();
+    client.next(Some(PATIENCE)).unwrap().unwrap();
     let before = first.ask(json!({"do": "descriptors"}));
     assert_eq!(first.ask(json!({"do": "fork"}))["ok"], true);
     assert_eq!(first.event("forked")["codes"], json!(["forked", "forked", "forked", "forked"]));

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::ctl::stage::eventually;
 use crate::puppet::{PATIENCE, Puppet, ROLE, Scene, skip};
 use crate::recorded::adopt;
-use crate::visitor::{answer, answer_unix, visit};
+use crate::visitor::{answer, answer_unix, is_listening, is_listening_unix, visit};
 
 /// The other end of `NOTIFY_SOCKET`.
 struct Manager {
@@ -495,7 +495,7 @@ fn activation_is_taken_by_name_then_by_address_and_checked() {
     assert_eq!(sockets.count(), 0, "{inheritable}");
     // What nobody claimed is closed.
     drop(connection);
-    eventually(|| UnixStream::connect(&unix_path).is_err().then_some(()));
+    eventually(|| (!is_listening_unix(&unix_path)).then_some(()));
 }
 
 #[test]
@@ -679,7 +679,7 @@ fn a_live_predecessor_comes_before_the_store_and_the_activation() {
     new.ask(json!({"do": "stop"}));
     new.event("drained");
     assert_eq!(new.exit_code(), Some(0));
-    eventually(|| TcpStream::connect(&address).is_err().then_some(()));
+    eventually(|| (!is_listening(&address)).then_some(()));
 }
 
 /// After a crash a socket unit passes its listener, and the store has the same one.

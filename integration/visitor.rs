@@ -144,3 +144,19 @@ impl Drop for Load {
         self.stop.store(true, Ordering::SeqCst);
     }
 }
+
+/// Whether somebody listens there, by the kernel's table: who connects to find out fills the queue of one that nobody
+/// serves.
+pub(crate) fn is_listening(address: &str) -> bool {
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let sockets = procfs::net::tcp().unwrap();
+    sockets.iter().any(|socket| socket.state == procfs::net::TcpState::Listen && socket.local_address == address)
+}
+
+/// The same of a Unix socket.
+pub(crate) fn is_listening_unix(path: &Path) -> bool {
+    let sockets = procfs::net::unix().unwrap();
+    sockets.iter().any(|socket| {
+        socket.state == procfs::net::UnixState::UNCONNECTED && socket.path.as_deref().is_some_and(|found| found == path)
+    })
+}
