@@ -345,3 +345,17 @@ fn an_order_of_a_client_that_has_hung_up_is_not_followed() {
     eventually(|| (first.log().matches("has hung up: nothing is done").count() == orders.len()).then_some(()));
     hands_over(&scene, &mut first, &address);
 }
+
+/// Who has ended his own direction alone still reads.
+#[test]
+fn an_order_of_a_client_that_has_said_all_is_followed() {
+    let scene = Scene::new();
+    let (mut first, _) = scene.serve("1", json!({}));
+    first.freeze();
+    let mut peer = Peer::connect(&scene);
+    peer.send(ASK, &json!({"question": "stop"}));
+    peer.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    first.thaw();
+    assert_eq!(first.event("leave")["reason"], "stopped");
+    assert_eq!(first.exit_code(), Some(0));
+}

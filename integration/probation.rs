@@ -285,6 +285,25 @@ fn another_takeover_confirms_where_the_application_said_so() {
     assert_eq!(visit(&address).pid, third.pid());
 }
 
+/// Whoever gave up before he was heard leaves the way back as it is.
+#[test]
+fn a_takeover_that_was_given_up_before_it_was_heard_confirms_nothing() {
+    let scene = Scene::new();
+    let options = json!({"probation_ms": LONG, "takeover_confirms": true});
+    let (mut first, mut second, address) = on_probation(&scene, &options);
+    second.freeze();
+    let mut third = Puppet::new();
+    third.ask(scene.begin("3", json!({"start_ms": 100})));
+    assert_eq!(third.failure()["code"], "unresponsive");
+    second.thaw();
+    second.logged("has hung up: nothing is done");
+    assert!(scene.status().probation.is_some());
+    scene.client().roll_back("test").unwrap();
+    first.event("resume");
+    assert_eq!(second.exit_code(), Some(0));
+    assert_eq!(visit(&address).pid, first.pid());
+}
+
 #[test]
 fn a_stop_of_the_one_on_probation_gives_the_service_back() {
     let scene = Scene::new();

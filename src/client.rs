@@ -23,8 +23,8 @@ const SHORTAGE_PAUSE: u8 = 10;
 
 /// A connection to the control socket of a service.
 ///
-/// Dropping it takes an order back that the owner has not read yet, be it stopped (`SIGSTOP`) or busy: after
-/// [`Error::Deadline`] nothing comes of it when it goes on.
+/// An order that the owner has not read when this is dropped, because it is stopped (`SIGSTOP`) or busy, is not followed
+/// when it goes on. One that it has read may still be carried out after [`Error::Deadline`].
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,

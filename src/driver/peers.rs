@@ -99,6 +99,17 @@ impl Driver {
         if let Message::Descriptors(_) = message {
             return self.fault(peer, "descriptors where none belong".to_owned());
         }
+        let wanted = match &message {
+            Message::Hello(hello) => Some(hello.wants.as_str()),
+            Message::Ask(ask) if ask.question.is_order() => Some(ask.question.as_str()),
+            _ => None,
+        };
+        if let Some(wanted) = wanted
+            && self.connections.get(&peer).is_none_or(Connection::is_hung_up)
+        {
+            // His time was up while this process was stopped, and he has told people so.
+            return info!("somebody wanted {wanted:?} and has hung up: nothing is done");
+        }
         if let (Message::Hello(hello), Some(connection)) = (&message, self.connections.get_mut(&peer)) {
             connection.takes_drain_links = hello.drain_links;
         }
@@ -106,13 +117,6 @@ impl Driver {
         // long as they let him; who watches is exempted when his status is sent.
         if self.is_client(peer) {
             self.poller.arm(Key::Peer(peer), self.settings.deadlines.handshake);
-        }
-        if let Message::Ask(ask) = &message
-            && ask.question.is_order()
-            && self.connections.get(&peer).is_none_or(Connection::is_hung_up)
-        {
-            // His time was up while this process was stopped, and he has told people that nothing came of it.
-            return info!("a client wanted {:?} and has hung up: nothing is done", ask.question.as_str());
         }
         let mut message = message;
         self.end_hold_in_time();

@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, args: &HoldArgs, printer: Printer) -> Result<
                 follow::wait(&mut [], Some(until.min(Instant::now() + PAUSE)))?;
             }
             Err(error @ Error::Deadline { .. }) => {
-                let hint = "an owner that was stopped may still do it when it goes on: ctl status tells";
+                let hint = "an owner that had read it already does it when it goes on: ctl status tells";
                 return Err(Failure::from(error).or_unknown().hint(hint));
             }
             Err(error) => return Err(error.into()),
