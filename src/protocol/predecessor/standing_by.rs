@@ -121,7 +121,9 @@ impl Predecessor {
         let Stage::StandingBy(standing) = &self.stage else { return };
         let heir = standing.heir.clone();
         self.stage = Stage::Leaving { heir, confirmed: true, finish: None };
+        // Somebody owns: patience begins anew with the next look, and its deadline with it.
         self.patience = Patience::Rested;
+        out.push(Output::Disarm(Timer::Commit));
         out.push(Output::LeaveTakeover);
         out.push(Output::Disarm(Timer::Probation));
         out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
