@@ -498,6 +498,8 @@ impl Predecessor {
         match message {
             Message::Unknown(_) => {}
             Message::Hello(hello) => self.hello(peer, hello, out),
+            // A refusal closes, and the way back must not end with the answer to an order.
+            Message::Ask(_) if self.is_elder(peer) => self.elder_says(peer, message, out),
             Message::Ask(ask) => match ask.question {
                 Question::Status => out.push(Output::Tell { peer, watch: false }),
                 Question::Watch => out.push(Output::Tell { peer, watch: true }),
