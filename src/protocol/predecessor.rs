@@ -734,9 +734,7 @@ impl Predecessor {
                 self.stage = Stage::Leaving { heir: heir.clone(), confirmed: false, finish: None };
                 // A stop that was asked for in between has had its way.
                 self.stopping = false;
-                // Somebody owns: patience begins anew with the next look, and its deadline with it.
-                self.patience = Patience::Rested;
-                out.push(Output::Disarm(Timer::Commit));
+                self.somebody_owns(out);
                 out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
                 self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
                 out.push(Output::Tells(Notice::Leave(reason)));
@@ -920,6 +918,12 @@ impl Predecessor {
         } else if self.patience.rest() {
             out.push(Output::Disarm(Timer::Commit));
         }
+    }
+
+    /// Patience begins anew with the next look, and its deadline with it, which until then may be that of the commit.
+    fn somebody_owns(&mut self, out: &mut Vec<Output>) {
+        self.patience = Patience::Rested;
+        out.push(Output::Disarm(Timer::Commit));
     }
 
     /// Asks the kernel for the owner lock, by the locks that this process has a right to.

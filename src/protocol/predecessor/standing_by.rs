@@ -4,7 +4,6 @@
 //! the successor's word, byte 0, or byte 1 given back by the other side; never the clock.
 
 use super::super::message::{Abort, Ack, Confirmed, Message, Owning};
-use super::super::patience::Patience;
 use super::super::{READER_GRACE, Timer};
 use super::{Found, Heir, Notice, Output, Peer, Predecessor, Reason, Stage};
 use crate::error::{Refusal, Who};
@@ -57,8 +56,7 @@ impl Predecessor {
     /// The heir owns, on probation.
     pub(super) fn stand_by(&mut self, heir: Heir, out: &mut Vec<Output>) {
         let span = heir.probation.unwrap_or_default();
-        out.push(Output::Disarm(Timer::Commit));
-        self.patience = Patience::Rested;
+        self.somebody_owns(out);
         self.stage = Stage::StandingBy(Standing { heir, linked: true, overdue: false });
         self.end_holders(Refusal::new("draining", "a successor owns: ask that one"), out);
         if self.stopping {
@@ -121,9 +119,7 @@ impl Predecessor {
         let Stage::StandingBy(standing) = &self.stage else { return };
         let heir = standing.heir.clone();
         self.stage = Stage::Leaving { heir, confirmed: true, finish: None };
-        // Somebody owns: patience begins anew with the next look, and its deadline with it.
-        self.patience = Patience::Rested;
-        out.push(Output::Disarm(Timer::Commit));
+        self.somebody_owns(out);
         out.push(Output::LeaveTakeover);
         out.push(Output::Disarm(Timer::Probation));
         out.push(Output::Arm(Timer::Probe, self.deadlines.probe));
